@@ -1,0 +1,245 @@
+package wire
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/localsnap/localsnap/chunkserver/chunk"
+)
+
+// Version is that of the protocol; both ends must speak the same.
+const Version = 1
+
+// helloTimeout bounds the exchange of greetings.
+const helloTimeout = 5 * time.Second
+
+// Role tells what kind of process calls.
+type Role string
+
+const (
+	RoleServer      Role = "server"
+	RoleChunkserver Role = "chunkserver"
+	RoleGateway     Role = "gateway"
+)
+
+// Hello opens every connection.
+type Hello struct {
+	Version int
+	Role    Role
+	// Cluster is the cluster that the caller belongs to; empty if it has
+	// not been told yet.
+	Cluster string
+	// Session names the caller's process run. It has one connection to
+	// each peer: the latest.
+	Session string
+}
+
+// Dialer opens the network connection below a Conn. Tests cut it.
+type Dialer func(ctx context.Context, address string) (net.Conn, error)
+
+// DialTCP is the Dialer of real life.
+func DialTCP(ctx context.Context, address string) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", address)
+}
+
+// Dial connects and introduces the caller. h receives what the peer asks.
+func Dial(ctx context.Context, dial Dialer, address string, hello Hello, h Handler) (*Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
+	defer cancel()
+	nc, err := dial(ctx, address)
+	if err != nil {
+		return nil, fmt.Errorf("%w: dial %s: %w", ErrUnavailable, address, err)
+	}
+	stop := context.AfterFunc(ctx, func() { nc.Close() })
+	in := bufio.NewReaderSize(nc, 64<<10)
+	hello.Version = Version
+	if err := greet(nc, in, hello); err != nil {
+		nc.Close()
+		return nil, fmt.Errorf("greet %s: %w", address, err)
+	}
+	if !stop() {
+		return nil, fmt.Errorf("%w: greet %s: %w", ErrUnavailable, address, ctx.Err())
+	}
+	c := newConn(nc, in)
+	c.start(h)
+	return c, nil
+}
+
+func greet(nc net.Conn, in *bufio.Reader, hello Hello) error {
+	body, err := json.Marshal(hello)
+	if err != nil {
+		return err
+	}
+	h := header{length: uint32(len(body)), kind: KindHello}
+	if _, err := nc.Write(append(h.append(nil), body...)); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	h, text, err := readFrame(in)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	case h.kind != KindHello || h.flags != flagReply:
+		return fmt.Errorf("%w: answered with a frame of kind %d, flags %d", chunk.ErrInvalid, h.kind, h.flags)
+	case h.code != codeOK:
+		return remoteError(h.code, text)
+	}
+	return nil
+}
+
+// Server welcomes connections.
+type Server struct {
+	// Accept decides on a greeting: it returns who handles the connection,
+	// or why it is refused. The session's older connection is gone by then.
+	Accept func(*Conn, Hello) (Handler, error)
+	Log    *slog.Logger
+
+	mu       sync.Mutex
+	sessions map[string]*session
+	conns    map[net.Conn]struct{} // every open one
+}
+
+// session is what connections with the same Hello.Session share.
+type session struct {
+	users int // connections being served; guarded by Server.mu
+
+	mu     sync.Mutex // held while a connection takes over
+	latest *Conn
+}
+
+// Serve accepts connections until ctx ends; then it closes them all and
+// returns when nothing runs any more.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	s.mu.Lock()
+	s.sessions = make(map[string]*session)
+	s.conns = make(map[net.Conn]struct{})
+	s.mu.Unlock()
+	stop := context.AfterFunc(ctx, func() { ln.Close() })
+	defer stop()
+	var running sync.WaitGroup
+	var err error
+	for {
+		var nc net.Conn
+		if nc, err = ln.Accept(); err != nil {
+			if ne := net.Error(nil); errors.As(err, &ne) && ne.Timeout() {
+				continue
+			}
+			break
+		}
+		s.mu.Lock()
+		s.conns[nc] = struct{}{}
+		s.mu.Unlock()
+		running.Go(func() { s.serve(nc) })
+	}
+	ln.Close()
+	s.mu.Lock()
+	for nc := range s.conns {
+		nc.Close()
+	}
+	s.mu.Unlock()
+	running.Wait()
+	if ctx.Err() != nil {
+		return nil
+	}
+	return fmt.Errorf("accept on %v: %w", ln.Addr(), err)
+}
+
+// serve runs one connection from its greeting to its end.
+func (s *Server) serve(nc net.Conn) {
+	defer func() {
+		nc.Close()
+		s.mu.Lock()
+		delete(s.conns, nc)
+		s.mu.Unlock()
+	}()
+	nc.SetDeadline(time.Now().Add(helloTimeout))
+	in := bufio.NewReaderSize(nc, 64<<10)
+	c := newConn(nc, in)
+	hello, err := readHello(in)
+	if err != nil {
+		s.Log.Debug("connection without a greeting", "peer", nc.RemoteAddr().String(), "err", err)
+		return
+	}
+	sess := s.join(hello.Session)
+	defer s.leave(hello.Session, sess)
+	if err := s.welcome(sess, c, hello); err != nil {
+		reply := header{length: uint32(len(err.Error())), kind: KindHello, flags: flagReply, code: codeOf(err)}
+		nc.Write(append(reply.append(nil), err.Error()...))
+		return
+	}
+	<-c.Done()
+	c.Close()
+}
+
+func (s *Server) join(name string) *session {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sess := s.sessions[name]
+	if sess == nil {
+		sess = new(session)
+		s.sessions[name] = sess
+	}
+	sess.users++
+	return sess
+}
+
+func (s *Server) leave(name string, sess *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if sess.users--; sess.users == 0 {
+		delete(s.sessions, name)
+	}
+}
+
+func readHello(in *bufio.Reader) (Hello, error) {
+	b, err := in.Peek(headerLen)
+	if err != nil {
+		return Hello{}, err
+	}
+	if Kind(b[4]) != KindHello || b[2] != 0 || b[3] != 0 { // a greeting is below 64 KiB
+		return Hello{}, fmt.Errorf("%w: not a greeting: % x", chunk.ErrInvalid, b)
+	}
+	_, body, err := readFrame(in)
+	if err != nil {
+		return Hello{}, err
+	}
+	var hello Hello
+	if err := json.Unmarshal(body, &hello); err != nil {
+		return Hello{}, fmt.Errorf("%w: greeting: %w", chunk.ErrInvalid, err)
+	}
+	return hello, nil
+}
+
+// welcome makes c the connection of its session and starts it.
+func (s *Server) welcome(sess *session, c *Conn, hello Hello) error {
+	if hello.Version != Version {
+		return fmt.Errorf("%w: protocol version %d, this is %d", chunk.ErrInvalid, hello.Version, Version)
+	}
+	if hello.Session == "" {
+		return fmt.Errorf("%w: greeting without a session", chunk.ErrInvalid)
+	}
+	sess.mu.Lock()
+	defer sess.mu.Unlock()
+	if sess.latest != nil {
+		sess.latest.Close()
+		sess.latest = nil
+	}
+	h, err := s.Accept(c, hello)
+	if err != nil {
+		return err
+	}
+	if err := c.nc.SetDeadline(time.Time{}); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	c.out.enqueue(header{kind: KindHello, flags: flagReply}, nil, nil)
+	sess.latest = c
+	c.start(h)
+	return nil
+}
