@@ -207,6 +207,27 @@ func (o *Op) check(views int) error {
 	return nil
 }
 
+// Validate tells whether o is what ParseOp would accept, sums included but
+// not compared with the data: see Verify.
+func (o *Op) Validate() error {
+	if err := o.check(len(o.Views)); err != nil {
+		return err
+	}
+	blocks, bytes := 0, 0
+	if o.Kind == OpWrite {
+		blocks, bytes = int(o.Len/BlockSize), int(o.Len)
+	}
+	if len(o.Sums) != blocks || len(o.Data) != bytes {
+		return fmt.Errorf("%w: %v of %d bytes with %d bytes of data and %d sums", ErrInvalid, o.Kind, o.Len, len(o.Data), len(o.Sums))
+	}
+	for _, v := range o.Views {
+		if err := v.validate(o.Ref.Volume); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // InChunk reports whether a range is made of whole blocks, lies within a
 // chunk, is not empty, and is no longer than limit.
 func InChunk(off, n, limit uint32) bool {

@@ -53,6 +53,22 @@ func (v *View) Depth() int {
 	return depth
 }
 
+// validate tells whether v is a view of volume that ParseView would accept.
+func (v *View) validate(volume VolumeID) error {
+	if v.volume != volume {
+		return fmt.Errorf("%w: view of volume %d, not of %d", ErrInvalid, v.volume, volume)
+	}
+	if depth := v.Depth(); depth > MaxDepth {
+		return fmt.Errorf("%w: view of %d volumes", ErrInvalid, depth)
+	}
+	for ; v != nil; v = v.parent {
+		if !v.lineage.valid() || len(v.lineage) > maxRanges {
+			return fmt.Errorf("%w: lineage %v", ErrInvalid, v.lineage)
+		}
+	}
+	return nil
+}
+
 // The encoding of a view, little-endian:
 //
 //	u64 volume | u16 number of ranges | (u64 from, u64 to) each | u8 1 if the parent's encoding follows, else 0

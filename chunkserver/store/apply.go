@@ -1,0 +1,161 @@
+package store
+
+import (
+	"fmt"
+
+	"github.com/localsnap/localsnap/chunkserver/chunk"
+)
+
+// applyBatches executes what has been journaled, in order, and tells those
+// who wait for it. The journal writes the next batch meanwhile.
+func (s *Store) applyBatches(written <-chan batch) {
+	for b := range written {
+		var bytes int64
+		for _, it := range b.items {
+			bytes += it.size()
+			err := b.err
+			if err == nil {
+				err = s.applyItem(it)
+			}
+			if it.done != nil {
+				if err != nil {
+					err = stopped(err)
+				}
+				it.done(err)
+			}
+		}
+		s.journal.queue.release(bytes)
+		s.considerCheckpoint()
+	}
+}
+
+// applyItem executes one record that is durable.
+func (s *Store) applyItem(it *item) error {
+	if err := s.failure(); err != nil {
+		return err
+	}
+	s.applying.Lock()
+	defer s.applying.Unlock()
+	var op *chunk.Op
+	if it.entry != nil {
+		op = &it.entry.Op
+	}
+	if err := s.apply(&it.record, op, it.at); err != nil {
+		s.fail(err)
+		return err
+	}
+	return nil
+}
+
+// apply executes the record at a place of the journal: when it has become
+// durable, and when the journal is replayed. op is nil for a record without.
+// applying must be held.
+func (s *Store) apply(r *record, op *chunk.Op, at position) error {
+	var volume chunk.VolumeID
+	var token chunk.Token
+	if op != nil {
+		volume, token = op.Ref.Volume, op.Token
+		if err := s.execute(op); err != nil {
+			return fmt.Errorf("%v of chunk %v, entry %d of copyset %d: %w", op.Kind, op.Ref, r.lsn, r.copyset, err)
+		}
+	}
+	s.histories.record(r, at, volume, token)
+	s.applied, s.appliedBatch = position{at.segment, at.off + r.size()}, r.batch
+	return nil
+}
+
+func (s *Store) execute(op *chunk.Op) error {
+	switch op.Kind {
+	case chunk.OpWrite:
+		return s.write(op)
+	case chunk.OpZero:
+		return s.zero(op)
+	case chunk.OpPurge:
+		return s.purge(op)
+	case chunk.OpFlatten:
+		return s.flatten(op)
+	case chunk.OpFence:
+		return nil // its token is all
+	}
+	return fmt.Errorf("%w: operation of unknown kind %d", chunk.ErrInvalid, op.Kind)
+}
+
+// blocks returns the range of an operation in blocks.
+func blocks(off, n uint32) (first, count int) {
+	return int(off / chunk.BlockSize), int(n / chunk.BlockSize)
+}
+
+// write puts the blocks into the layer's file, then into its metadata. A
+// reader in between finds that block and checksum don't match, and looks
+// again when the shard's io is free.
+func (s *Store) write(op *chunk.Op) error {
+	id := layerID{op.Ref, op.Token.Seq}
+	file, err := s.files.writing(id)
+	if err != nil {
+		return err
+	}
+	defer s.files.wrote(file)
+	sh := s.table.shard(op.Ref.Index)
+	sh.io.Lock()
+	defer sh.io.Unlock()
+	if err := file.WriteAt(int64(op.Off), op.Data); err != nil {
+		return err
+	}
+	first, n := blocks(op.Off, op.Len)
+	return sh.change(id, first, n, func(l *layer) {
+		for i, sum := range op.Sums {
+			if data, _, _ := l.state(first + i); !data {
+				s.used.Add(1)
+			}
+			l.setData(first+i, sum^id.mix(first+i))
+		}
+	})
+}
+
+// zero marks the blocks as zeros, which hide what older layers and the parent
+// have. What the layer itself had there is freed after the next checkpoint.
+func (s *Store) zero(op *chunk.Op) error {
+	id := layerID{op.Ref, op.Token.Seq}
+	sh := s.table.shard(op.Ref.Index)
+	sh.io.Lock()
+	defer sh.io.Unlock()
+	first, n := blocks(op.Off, op.Len)
+	return sh.change(id, first, n, func(l *layer) {
+		for b := first; b < first+n; b++ {
+			if data, _, _ := l.state(b); data {
+				s.used.Add(-1)
+				s.freeLater(id, b)
+			}
+			l.setZero(b)
+		}
+	})
+}
+
+// change lets fn change n blocks of a layer, which is made if need be, and
+// keeps everything right that depends on them. io must be held.
+func (s *shard) change(id layerID, first, n int, fn func(*layer)) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, err := s.column(id.ref)
+	if err != nil {
+		return err
+	}
+	l := c.makeLayer(id.seq)
+	fn(l)
+	s.touched(c, l, first, n)
+	s.trim()
+	return nil
+}
+
+// freeLater notes that a block of a layer's file is needed no more. It must
+// not be freed before the metadata that no longer refers to it is durable:
+// until then a replay of the journal may still have to copy from it. applying
+// must be held.
+func (s *Store) freeLater(id layerID, block int) {
+	set := s.needless[id]
+	if set == nil {
+		set = new(blockSet)
+		s.needless[id] = set
+	}
+	set.add(block)
+}

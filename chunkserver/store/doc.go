@@ -1,0 +1,2 @@
+// Package store keeps the chunks of one chunkserver in one directory.
+package store

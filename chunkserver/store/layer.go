@@ -1,0 +1,188 @@
+package store
+
+import (
+	"fmt"
+	"math/bits"
+	"strconv"
+	"strings"
+
+	"github.com/localsnap/localsnap/chunkserver/chunk"
+)
+
+// layerID names a layer. Its blocks are in a sparse file of that name, block
+// b at b times the block size:
+//
+//	layers/<volume>/<chunk index>.<sequence number>	in hexadecimal
+type layerID struct {
+	ref chunk.Ref
+	seq chunk.Seq
+}
+
+const layerDir = "layers"
+
+func volumeDir(v chunk.VolumeID) string { return fmt.Sprintf("%s/%016x", layerDir, uint64(v)) }
+
+func (id layerID) name() string {
+	return fmt.Sprintf("%s/%08x.%016x", volumeDir(id.ref.Volume), id.ref.Index, uint64(id.seq))
+}
+
+func (id layerID) String() string {
+	return fmt.Sprintf("layer %d of chunk %v", id.seq, id.ref)
+}
+
+// parseLayerName is the inverse of name, for a file in the directory of volume.
+func parseLayerName(volume chunk.VolumeID, file string) (id layerID, ok bool) {
+	left, right, ok := strings.Cut(file, ".")
+	if !ok {
+		return layerID{}, false
+	}
+	index, err1 := strconv.ParseUint(left, 16, 32)
+	seq, err2 := strconv.ParseUint(right, 16, 64)
+	id = layerID{chunk.Ref{Volume: volume, Index: uint32(index)}, chunk.Seq(seq)}
+	return id, err1 == nil && err2 == nil && id.name() == volumeDir(volume)+"/"+file
+}
+
+// mix is what the checksum of a block is combined with before it is stored,
+// so that the content of another block, layer or chunk, written or read by
+// mistake, does not pass.
+func (id layerID) mix(block int) uint32 {
+	h := uint64(id.ref.Volume)
+	for _, x := range [...]uint64{uint64(id.ref.Index), uint64(id.seq), uint64(block)} {
+		h = (h ^ x) * 0x9e3779b97f4a7c15
+		h ^= h >> 32
+	}
+	return uint32(h)
+}
+
+// partBlocks is the number of blocks of which the metadata is stored together.
+const (
+	partBlocks = 64
+	parts      = chunk.Blocks / partBlocks
+)
+
+// A part says of 64 blocks of a layer which of them hold data, with what
+// checksum, and which are zeros that hide what lies below. The others are
+// absent: what lies below shows.
+type part struct {
+	data, zero uint64 // Invariant: no bit is in both
+	sums       [partBlocks]uint32
+}
+
+func (p *part) has() uint64 { return p.data | p.zero }
+
+// A layer is the metadata of what was written to a chunk at one sequence
+// number. The shard's mu guards it.
+type layer struct {
+	id    layerID
+	parts [parts]*part // nil if all blocks are absent
+	dirty uint64       // parts that differ from the database
+	size  int64        // as counted in shard.bytes
+}
+
+// state tells about one block.
+func (l *layer) state(block int) (data, zero bool, sum uint32) {
+	p := l.parts[block/partBlocks]
+	if p == nil {
+		return false, false, 0
+	}
+	bit := uint64(1) << (block % partBlocks)
+	return p.data&bit != 0, p.zero&bit != 0, p.sums[block%partBlocks]
+}
+
+func (l *layer) has(block int) bool {
+	data, zero, _ := l.state(block)
+	return data || zero
+}
+
+func (l *layer) empty() bool {
+	for _, p := range l.parts {
+		if p != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// blocks counts the blocks that hold data.
+func (l *layer) blocks() int {
+	n := 0
+	for _, p := range l.parts {
+		if p != nil {
+			n += bits.OnesCount64(p.data)
+		}
+	}
+	return n
+}
+
+// change returns the part of block, to be changed.
+func (l *layer) change(block int) *part {
+	i := block / partBlocks
+	if l.parts[i] == nil {
+		l.parts[i] = new(part)
+	}
+	l.dirty |= 1 << i
+	return l.parts[i]
+}
+
+func (l *layer) setData(block int, sum uint32) {
+	p, bit := l.change(block), uint64(1)<<(block%partBlocks)
+	p.data |= bit
+	p.zero &^= bit
+	p.sums[block%partBlocks] = sum
+}
+
+func (l *layer) setZero(block int) {
+	p, bit := l.change(block), uint64(1)<<(block%partBlocks)
+	p.zero |= bit
+	p.data &^= bit
+	p.sums[block%partBlocks] = 0
+}
+
+// clear makes the blocks in mask of part i absent.
+func (l *layer) clear(i int, mask uint64) {
+	p := l.parts[i]
+	if p == nil || p.has()&mask == 0 {
+		return
+	}
+	l.dirty |= 1 << i
+	p.data &^= mask
+	p.zero &^= mask
+	for m := mask; m != 0; m &= m - 1 {
+		p.sums[bits.TrailingZeros64(m)] = 0
+	}
+	if p.has() == 0 {
+		l.parts[i] = nil
+	}
+}
+
+// blockSet is a set of the blocks of a chunk.
+type blockSet [parts]uint64
+
+func (s *blockSet) add(block int)           { s[block/partBlocks] |= 1 << (block % partBlocks) }
+func (s *blockSet) contains(block int) bool { return s[block/partBlocks]&(1<<(block%partBlocks)) != 0 }
+
+func allBlocks() *blockSet {
+	s := new(blockSet)
+	for i := range s {
+		s[i] = ^uint64(0)
+	}
+	return s
+}
+
+// runs calls fn for each maximal run of blocks in the set, in order.
+func (s *blockSet) runs(fn func(first, n int) error) error {
+	for b := 0; b < chunk.Blocks; {
+		if !s.contains(b) {
+			b++
+			continue
+		}
+		first := b
+		for b < chunk.Blocks && s.contains(b) {
+			b++
+		}
+		if err := fn(first, b-first); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,369 @@
+package store
+
+import (
+	"encoding/binary"
+	"fmt"
+	"math/bits"
+	"os"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"github.com/localsnap/localsnap/chunkserver/chunk"
+)
+
+// The database "meta.db" (bbolt) holds what checkpoints save. Keys are
+// big-endian, so that they sort; values little-endian.
+//
+//	parts     u64 volume, u32 chunk, u64 seq, u8 part
+//	            -> u64 data, u64 zero, u32 checksum of each block with data
+//	copysets  u32 copyset -> u64 promised epoch, u64 epoch, u64 last, u64 commit
+//	tokens    u32 copyset, u64 volume -> u64 attachment, u64 sequence number
+//	needless  u64 volume, u32 chunk, u64 seq -> 64 x u64: blocks of the file to be freed
+//	journal   "state" -> u64 first segment, u64 segment and u64 offset up to
+//	            which the rest of the database goes, u64 batch, u64 blocks with data
+type meta struct{ db *bbolt.DB }
+
+const metaFile = "meta.db"
+
+var (
+	bucketParts    = []byte("parts")
+	bucketCopysets = []byte("copysets")
+	bucketTokens   = []byte("tokens")
+	bucketNeedless = []byte("needless")
+	bucketJournal  = []byte("journal")
+	keyState       = []byte("state")
+)
+
+// metaMap is how much of the database is mapped from the start: growing
+// beyond it waits for those who read.
+const metaMap = 1 << 30
+
+func openMeta(fs FS) (*meta, error) {
+	db, err := bbolt.Open(metaFile, 0o600, &bbolt.Options{
+		Timeout:         time.Second,
+		NoFreelistSync:  true,
+		FreelistType:    bbolt.FreelistMapType,
+		InitialMmapSize: metaMap,
+		OpenFile: func(name string, _ int, _ os.FileMode) (*os.File, error) {
+			return fs.Database(name)
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", metaFile, err)
+	}
+	return &meta{db}, nil
+}
+
+func (m *meta) close() error { return m.db.Close() }
+
+// cut is the state of a store at one place of its journal.
+type cut struct {
+	first    uint64   // segment that the journal begins with
+	applied  position // place
+	batch    uint64   // number of the last batch
+	used     int64    // blocks with data
+	parts    []savedPart
+	columns  []*column // that the parts are of
+	copysets map[chunk.CopysetID]savedCopyset
+	needless map[layerID]*blockSet // in addition to what is saved
+}
+
+// savedPart is a part that has changed.
+type savedPart struct {
+	id    layerID
+	index int
+	part  part // all blocks absent: delete it
+}
+
+// savedCopyset is what is saved of a history.
+type savedCopyset struct {
+	promised, epoch chunk.Epoch
+	last, commit    chunk.LSN
+	tokens          map[chunk.VolumeID]chunk.Token // those that have changed
+}
+
+// save makes c the state of the database, in one transaction.
+func (m *meta) save(c *cut) error {
+	err := m.db.Update(func(tx *bbolt.Tx) error {
+		for _, name := range [][]byte{bucketParts, bucketCopysets, bucketTokens, bucketNeedless, bucketJournal} {
+			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+				return err
+			}
+		}
+		if err := saveParts(tx.Bucket(bucketParts), c.parts); err != nil {
+			return err
+		}
+		if err := saveCopysets(tx, c.copysets); err != nil {
+			return err
+		}
+		if err := saveNeedless(tx.Bucket(bucketNeedless), c.needless); err != nil {
+			return err
+		}
+		var b []byte
+		for _, x := range []uint64{c.first, c.applied.segment, uint64(c.applied.off), c.batch, uint64(c.used)} {
+			b = binary.LittleEndian.AppendUint64(b, x)
+		}
+		return tx.Bucket(bucketJournal).Put(keyState, b)
+	})
+	if err != nil {
+		return fmt.Errorf("save to %s: %w", metaFile, err)
+	}
+	return nil
+}
+
+func saveParts(bucket *bbolt.Bucket, parts []savedPart) error {
+	for i := range parts {
+		p := &parts[i]
+		key := append(layerKey(p.id), byte(p.index))
+		var err error
+		if p.part.has() == 0 {
+			err = bucket.Delete(key)
+		} else {
+			err = bucket.Put(key, p.part.encode())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func saveCopysets(tx *bbolt.Tx, copysets map[chunk.CopysetID]savedCopyset) error {
+	le := binary.LittleEndian
+	for id, c := range copysets {
+		key := binary.BigEndian.AppendUint32(nil, uint32(id))
+		b := le.AppendUint64(nil, uint64(c.promised))
+		b = le.AppendUint64(b, uint64(c.epoch))
+		b = le.AppendUint64(b, uint64(c.last))
+		b = le.AppendUint64(b, uint64(c.commit))
+		if err := tx.Bucket(bucketCopysets).Put(key, b); err != nil {
+			return err
+		}
+		for volume, token := range c.tokens {
+			b := le.AppendUint64(nil, token.Attachment)
+			b = le.AppendUint64(b, uint64(token.Seq))
+			key := binary.BigEndian.AppendUint64(key[:4:4], uint64(volume))
+			if err := tx.Bucket(bucketTokens).Put(key, b); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func saveNeedless(bucket *bbolt.Bucket, needless map[layerID]*blockSet) error {
+	for id, more := range needless {
+		set := *more
+		if old := bucket.Get(layerKey(id)); len(old) == 8*parts {
+			for i := range set {
+				set[i] |= binary.LittleEndian.Uint64(old[8*i:])
+			}
+		}
+		b := make([]byte, 0, 8*parts)
+		for _, word := range set {
+			b = binary.LittleEndian.AppendUint64(b, word)
+		}
+		if err := bucket.Put(layerKey(id), b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// forgetNeedless records that the blocks have been freed.
+func (m *meta) forgetNeedless() error {
+	err := m.db.Update(func(tx *bbolt.Tx) error {
+		if err := tx.DeleteBucket(bucketNeedless); err != nil {
+			return err
+		}
+		_, err := tx.CreateBucket(bucketNeedless)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("save to %s: %w", metaFile, err)
+	}
+	return nil
+}
+
+// load returns what was saved, but for the parts. It reports false if nothing
+// was.
+func (m *meta) load() (c *cut, found bool, err error) {
+	c = &cut{copysets: make(map[chunk.CopysetID]savedCopyset), needless: make(map[layerID]*blockSet)}
+	le, be := binary.LittleEndian, binary.BigEndian
+	err = m.db.View(func(tx *bbolt.Tx) error {
+		bucket := tx.Bucket(bucketJournal)
+		if bucket == nil {
+			return nil
+		}
+		found = true
+		b := bucket.Get(keyState)
+		if len(b) != 40 {
+			return badMeta(bucketJournal)
+		}
+		c.first, c.batch, c.used = le.Uint64(b), le.Uint64(b[24:]), int64(le.Uint64(b[32:]))
+		c.applied = position{le.Uint64(b[8:]), int64(le.Uint64(b[16:]))}
+		err := tx.Bucket(bucketCopysets).ForEach(func(k, v []byte) error {
+			if len(k) != 4 || len(v) != 32 {
+				return badMeta(bucketCopysets)
+			}
+			c.copysets[chunk.CopysetID(be.Uint32(k))] = savedCopyset{
+				promised: chunk.Epoch(le.Uint64(v)),
+				epoch:    chunk.Epoch(le.Uint64(v[8:])),
+				last:     chunk.LSN(le.Uint64(v[16:])),
+				commit:   chunk.LSN(le.Uint64(v[24:])),
+				tokens:   make(map[chunk.VolumeID]chunk.Token),
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		err = tx.Bucket(bucketTokens).ForEach(func(k, v []byte) error {
+			if len(k) != 12 || len(v) != 16 || c.copysets[chunk.CopysetID(be.Uint32(k))].tokens == nil {
+				return badMeta(bucketTokens)
+			}
+			token := chunk.Token{Attachment: le.Uint64(v), Seq: chunk.Seq(le.Uint64(v[8:]))}
+			c.copysets[chunk.CopysetID(be.Uint32(k))].tokens[chunk.VolumeID(be.Uint64(k[4:]))] = token
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		return tx.Bucket(bucketNeedless).ForEach(func(k, v []byte) error {
+			if len(k) != layerKeyLen || len(v) != 8*parts {
+				return badMeta(bucketNeedless)
+			}
+			set := new(blockSet)
+			for i := range set {
+				set[i] = le.Uint64(v[8*i:])
+			}
+			c.needless[parseLayerKey(k)] = set
+			return nil
+		})
+	})
+	return c, found, err
+}
+
+func badMeta(bucket []byte) error {
+	return fmt.Errorf("%w: %s, bucket %s", ErrDamaged, metaFile, bucket)
+}
+
+const layerKeyLen = 20
+
+func layerKey(id layerID) []byte {
+	return binary.BigEndian.AppendUint64(refKey(id.ref), uint64(id.seq))
+}
+
+func refKey(ref chunk.Ref) []byte {
+	b := binary.BigEndian.AppendUint64(make([]byte, 0, layerKeyLen+1), uint64(ref.Volume))
+	return binary.BigEndian.AppendUint32(b, ref.Index)
+}
+
+func parseLayerKey(k []byte) layerID {
+	be := binary.BigEndian
+	return layerID{
+		chunk.Ref{Volume: chunk.VolumeID(be.Uint64(k)), Index: be.Uint32(k[8:])},
+		chunk.Seq(be.Uint64(k[12:])),
+	}
+}
+
+// column returns the layers of a chunk, ascending by seq.
+func (m *meta) column(ref chunk.Ref) ([]*layer, error) {
+	var layers []*layer
+	err := m.db.View(func(tx *bbolt.Tx) error {
+		prefix := refKey(ref)
+		cursor := tx.Bucket(bucketParts).Cursor()
+		for k, v := cursor.Seek(prefix); k != nil && string(k[:min(len(k), len(prefix))]) == string(prefix); k, v = cursor.Next() {
+			if len(k) != layerKeyLen+1 || k[layerKeyLen] >= parts {
+				return badMeta(bucketParts)
+			}
+			id := parseLayerKey(k)
+			if len(layers) == 0 || layers[len(layers)-1].id != id {
+				layers = append(layers, &layer{id: id})
+			}
+			p, ok := decodePart(v)
+			if !ok {
+				return badMeta(bucketParts)
+			}
+			layers[len(layers)-1].parts[k[layerKeyLen]] = p
+		}
+		return nil
+	})
+	return layers, err
+}
+
+// refs calls fn for each chunk of a volume that has layers, ascending.
+func (m *meta) refs(volume chunk.VolumeID, fn func(chunk.Ref)) error {
+	return m.db.View(func(tx *bbolt.Tx) error {
+		cursor := tx.Bucket(bucketParts).Cursor()
+		next := chunk.Ref{Volume: volume}
+		for {
+			k, _ := cursor.Seek(refKey(next))
+			if k == nil {
+				return nil
+			}
+			if len(k) != layerKeyLen+1 {
+				return badMeta(bucketParts)
+			}
+			ref := parseLayerKey(k).ref
+			if ref.Volume != volume {
+				return nil
+			}
+			fn(ref)
+			next.Index = ref.Index + 1
+			if next.Index == 0 {
+				return nil
+			}
+		}
+	})
+}
+
+// volumes returns the volumes that have layers, ascending.
+func (m *meta) volumes() ([]chunk.VolumeID, error) {
+	var volumes []chunk.VolumeID
+	err := m.db.View(func(tx *bbolt.Tx) error {
+		cursor := tx.Bucket(bucketParts).Cursor()
+		for next := (chunk.Ref{}); ; next.Volume++ {
+			k, _ := cursor.Seek(refKey(next))
+			if k == nil {
+				return nil
+			}
+			if len(k) != layerKeyLen+1 {
+				return badMeta(bucketParts)
+			}
+			next.Volume = parseLayerKey(k).ref.Volume
+			volumes = append(volumes, next.Volume)
+		}
+	})
+	return volumes, err
+}
+
+// encode returns the value of p in the database.
+func (p *part) encode() []byte {
+	le := binary.LittleEndian
+	b := make([]byte, 0, 16+4*bits.OnesCount64(p.data))
+	b = le.AppendUint64(b, p.data)
+	b = le.AppendUint64(b, p.zero)
+	for m := p.data; m != 0; m &= m - 1 {
+		b = le.AppendUint32(b, p.sums[bits.TrailingZeros64(m)])
+	}
+	return b
+}
+
+func decodePart(b []byte) (*part, bool) {
+	le := binary.LittleEndian
+	if len(b) < 16 {
+		return nil, false
+	}
+	p := &part{data: le.Uint64(b), zero: le.Uint64(b[8:])}
+	if p.data&p.zero != 0 || p.has() == 0 || len(b) != 16+4*bits.OnesCount64(p.data) {
+		return nil, false
+	}
+	b = b[16:]
+	for m := p.data; m != 0; m &= m - 1 {
+		p.sums[bits.TrailingZeros64(m)] = le.Uint32(b)
+		b = b[4:]
+	}
+	return p, true
+}

@@ -1,0 +1,75 @@
+package store
+
+import (
+	"math/bits"
+
+	"github.com/localsnap/localsnap/chunkserver/chunk"
+)
+
+// purge makes every block absent that lies in a layer up to op.UpTo and that
+// none of op.Views reaches. Nothing is remembered about who uses what: it is
+// worked out here, from the views that are left.
+func (s *Store) purge(op *chunk.Op) error {
+	sh := s.table.shard(op.Ref.Index)
+	sh.io.Lock()
+	defer sh.io.Unlock()
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	c, err := sh.column(op.Ref)
+	if err != nil {
+		return err
+	}
+	reached := make(map[*layer]*blockSet)
+	for _, v := range op.Views {
+		reach(c, v.Lineage(), reached)
+	}
+	for _, l := range c.layers {
+		if l.id.seq > op.UpTo {
+			break
+		}
+		keep := reached[l]
+		if keep == nil {
+			keep = new(blockSet)
+		}
+		s.keepOnly(l, keep)
+		sh.changed(c, l)
+	}
+	// No view that is left shows anything else now, but resolutions of views
+	// that are gone may refer to what has been purged.
+	sh.dropDependents(c)
+	sh.trim()
+	return nil
+}
+
+// reach adds the blocks of c that a lineage reaches, by layer.
+func reach(c *column, lineage chunk.Lineage, reached map[*layer]*blockSet) {
+	unresolved := allBlocks()
+	eachSeen(c, lineage, func(l *layer) {
+		set := reached[l]
+		if set == nil {
+			set = new(blockSet)
+			reached[l] = set
+		}
+		for i, p := range l.parts {
+			if p != nil {
+				set[i] |= p.has() & unresolved[i]
+				unresolved[i] &^= p.has()
+			}
+		}
+	})
+}
+
+// keepOnly makes the other blocks of l absent.
+func (s *Store) keepOnly(l *layer, keep *blockSet) {
+	for i, p := range l.parts {
+		if p == nil {
+			continue
+		}
+		gone := p.has() &^ keep[i]
+		for m := p.data & gone; m != 0; m &= m - 1 {
+			s.used.Add(-1)
+			s.freeLater(l.id, i*partBlocks+bits.TrailingZeros64(m))
+		}
+		l.clear(i, gone)
+	}
+}
