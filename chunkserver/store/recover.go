@@ -153,11 +153,7 @@ func (r *replay) at(segment *segment, content []byte, off int64) (found, uint32,
 		}
 	}
 	rec, sum, ok := readRecord(segment, content, block)
-	if !ok || r.any && rec.chain != r.chain {
-		return found{}, 0, false
-	}
-	// Behind a torn batch nothing can follow but the mark of the next run.
-	return rec, sum, r.ended || rec.kind == recordMark
+	return rec, sum, ok && (!r.any || rec.chain == r.chain)
 }
 
 // lost reports whether a batch begins at or behind off that was written when
@@ -219,13 +215,24 @@ func (j *journal) resume(r *replay, numbers []uint64) error {
 		return fmt.Errorf("open journal segment: %w", err)
 	}
 	w.segment = &segment{r.end.segment, file, segmentSeed(j.store, r.end.segment)}
-	for _, number := range numbers {
-		if number <= r.end.segment {
-			j.live = append(j.live, number)
-			continue
+	for i, number := range numbers {
+		if number > r.end.segment {
+			return j.discardFrom(numbers[i:])
 		}
+		j.live = append(j.live, number)
+	}
+	return nil
+}
+
+// discardFrom takes the segments behind the end of the journal out of use,
+// the last one first: a crash must not leave a gap in the numbers.
+func (j *journal) discardFrom(numbers []uint64) error {
+	for _, number := range slices.Backward(numbers) {
 		if err := j.discard(number); err != nil {
 			return err
+		}
+		if err := j.fs.SyncDir(journalDir); err != nil {
+			return fmt.Errorf("free journal segment: %w", err)
 		}
 	}
 	return nil
