@@ -78,6 +78,12 @@ func (f *files) use(id layerID, create bool) (*layerFile, error) {
 		if err != nil {
 			return nil, err
 		}
+		if create {
+			// Even if it is there: the process that made it may have been
+			// killed before it synced the directories.
+			f.dirs[volumeDir(id.ref.Volume)] = struct{}{}
+			f.dirs[layerDir] = struct{}{}
+		}
 		file = &layerFile{File: opened, id: id}
 		f.open[id] = file
 	}
@@ -98,9 +104,7 @@ func (f *files) create(id layerID) (File, error) {
 			return nil, err
 		}
 		f.made[id.ref.Volume] = struct{}{}
-		f.dirs[layerDir] = struct{}{}
 	}
-	f.dirs[dir] = struct{}{}
 	return f.fs.Create(id.name())
 }
 

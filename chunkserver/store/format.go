@@ -82,6 +82,10 @@ func readFormat(fs FS) (f format, found bool, err error) {
 		}
 		return format{}, false, nil
 	}
+	// A process that was killed may have left names that are not durable.
+	if err := fs.SyncDir("."); err != nil {
+		return format{}, false, fmt.Errorf("sync store: %w", err)
+	}
 	f, err = parseFormat(fs)
 	return f, true, err
 }

@@ -117,11 +117,12 @@ type run struct {
 	disk *disk
 	s    *Store
 
-	volumes []*modelVolume
-	nextID  chunk.VolumeID
-	stamp   uint64
-	later   []chunk.Op // purges whose views were listed some time ago
-	log     []string
+	volumes   []*modelVolume
+	nextID    chunk.VolumeID
+	stamp     uint64
+	later     []chunk.Op // purges whose views were listed some time ago
+	log       []string
+	finishing bool // no more loss of power
 
 	last, commit [modelChunks]chunk.LSN
 	entries      [modelChunks]map[chunk.LSN]chunk.Entry
@@ -196,7 +197,7 @@ func (r *run) open() {
 		} else {
 			r.disk.lose(r.rng)
 		}
-		if r.rng.IntN(2) == 0 {
+		if !r.finishing && r.rng.IntN(2) == 0 {
 			r.disk.offAt = r.disk.ops + 1 + r.rng.IntN(10)
 		}
 	}
@@ -227,7 +228,7 @@ func (r *run) step() {
 		s := v.snaps[r.rng.IntN(len(v.snaps))]
 		c := r.create()
 		c.parent, c.head = s, maps.Clone(s.content)
-		r.note("clone %d of %v", c.id, s.view())
+		r.note("clone %d of %d, %v", c.id, v.id, s.lineage)
 	case k < 13 && v.parent != nil:
 		r.flattenAll(v)
 	case k < 14 && len(v.snaps) > 0:
@@ -454,7 +455,7 @@ func (r *run) deleteSnapshot(v *modelVolume, i int) {
 			return
 		}
 	}
-	r.note("delete snapshot %v", v.snaps[i].view())
+	r.note("delete snapshot of %d, %v", v.id, v.snaps[i].lineage)
 	v.snaps = slices.Delete(v.snaps, i, i+1)
 	r.purgeLater(v, v.listed(), v.seq)
 }
@@ -509,7 +510,7 @@ func (r *run) restartAfterLoss() {
 		r.note("power lost")
 		r.disk.lose(r.rng)
 	}
-	if r.rng.IntN(4) == 0 {
+	if !r.finishing && r.rng.IntN(4) == 0 {
 		r.disk.offAt = r.disk.ops + 1 + r.rng.IntN(10)
 	}
 	r.open()
@@ -589,7 +590,7 @@ func (r *run) compare(view *chunk.View, want content) {
 
 // finish checks everything, deletes everything, and looks for leaks.
 func (r *run) finish() {
-	r.disk.offAt = 0
+	r.finishing, r.disk.offAt = true, 0
 	r.check()
 	for len(r.volumes) > 0 && !r.t.Failed() {
 		for _, v := range slices.Clone(r.volumes) {
