@@ -199,7 +199,7 @@ func (s *shard) unused(id layerID, needless *blockSet) (unused *blockSet, gone b
 			unused[i] &^= p.data
 		}
 	}
-	return unused, l.dirty == 0 && l.blocks() == 0, nil
+	return unused, l.blocks() == 0, nil
 }
 
 // considerCheckpoint asks for a checkpoint if one is due, and stops accepting

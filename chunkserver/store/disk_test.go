@@ -37,11 +37,12 @@ type disk struct {
 	pages    int64 // allocated
 	capacity int64 // in pages; 0: no limit
 
-	ops     int    // that changed or synced something
-	offAt   int    // op at which the power goes off; 0: never
-	off     bool   // it has gone
-	failing string // op and name of what fails from now on, see fault
-	failed  int    // how often that has happened
+	ops     int                   // that changed or synced something
+	offAt   int                   // op at which the power goes off; 0: never
+	off     bool                  // it has gone
+	failing string                // op and name of what fails from now on, see fault
+	counts  map[string]int        // of operations, by kind and top directory: "sync journal"
+	before  func(op, name string) // called without locks before an operation; may be nil
 }
 
 type directory struct {
@@ -67,7 +68,7 @@ type change struct {
 }
 
 func newDisk() *disk {
-	d := &disk{dirs: make(map[string]*directory)}
+	d := &disk{dirs: make(map[string]*directory), counts: make(map[string]int)}
 	d.dirs["."] = newDirectory()
 	return d
 }
@@ -79,12 +80,13 @@ func newDirectory() *directory {
 // fault counts an operation, and tells whether it fails. mu must be held.
 func (d *disk) fault(op, name string) error {
 	d.ops++
+	top, _, _ := strings.Cut(name, "/")
+	d.counts[op+" "+top]++
 	if d.off || d.offAt > 0 && d.ops >= d.offAt {
 		d.off = true
 		return errPowerLoss
 	}
 	if d.failing != "" && strings.HasPrefix(op+" "+name, d.failing) {
-		d.failed++
 		return errFault
 	}
 	return nil
@@ -458,6 +460,9 @@ func (f *diskFile) Punch(off, n int64) error {
 
 func (f *diskFile) Sync() error {
 	d := f.node.disk
+	if d.before != nil {
+		d.before("sync", f.name)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if err := d.fault("sync", f.name); err != nil {
@@ -483,15 +488,41 @@ func (f *diskFile) Close() error { return nil }
 
 // corrupt flips a byte of a file, durably.
 func (d *disk) corrupt(name string, off int64) {
+	b := d.peek(name, off, 1)
+	d.poke(name, off, []byte{^b[0]})
+}
+
+// peek returns n bytes of a file.
+func (d *disk) peek(name string, off int64, n int) []byte {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	node, err := d.find(name)
 	if err != nil {
 		panic(err)
 	}
-	var b [1]byte
-	node.read(b[:], off)
-	c := change{off, 1, []byte{^b[0]}}
+	p := make([]byte, n)
+	node.read(p, off)
+	return p
+}
+
+// poke changes a file behind the back of whoever uses it, durably.
+func (d *disk) poke(name string, off int64, data []byte) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	node, err := d.find(name)
+	if err != nil {
+		panic(err)
+	}
+	c := change{off, int64(len(data)), data}
 	c.apply(node.pages, &node.size)
 	c.apply(node.durable, &node.synced)
+}
+
+// kill ends the store s like kill -9 would.
+func (d *disk) kill(s *Store) {
+	d.mu.Lock()
+	d.off = true
+	d.mu.Unlock()
+	s.Close()
+	d.killed()
 }

@@ -87,10 +87,8 @@ func (s *shard) planFlatten(op *chunk.Op) ([]copyRun, error) {
 }
 
 // readsParent returns the parent that some view reads the block from, or nil.
+// Every view sees layer 0, so none does if the block is there already.
 func readsParent(c *column, views []*chunk.View, block int) *chunk.View {
-	if base := c.layer(0); base != nil && base.has(block) {
-		return nil
-	}
 views:
 	for _, v := range views {
 		if v.Parent() == nil {

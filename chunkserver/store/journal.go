@@ -76,7 +76,7 @@ func (j *journal) run(fail func(error), written chan<- batch) {
 	defer close(written)
 	var failure error
 	for {
-		items, ok := j.queue.take(maxBatch)
+		items, ok := j.queue.take(min(maxBatch, j.queue.longest))
 		if !ok {
 			return
 		}

@@ -46,12 +46,12 @@ func parseLayerName(volume chunk.VolumeID, file string) (id layerID, ok bool) {
 // so that the content of another block, layer or chunk, written or read by
 // mistake, does not pass.
 func (id layerID) mix(block int) uint32 {
-	h := uint64(id.ref.Volume)
-	for _, x := range [...]uint64{uint64(id.ref.Index), uint64(id.seq), uint64(block)} {
+	var h uint64
+	for _, x := range [...]uint64{uint64(id.ref.Volume), uint64(id.ref.Index), uint64(id.seq), uint64(block)} {
 		h = (h ^ x) * 0x9e3779b97f4a7c15
-		h ^= h >> 32
+		h ^= h >> 29
 	}
-	return uint32(h)
+	return uint32(h >> 32)
 }
 
 // partBlocks is the number of blocks of which the metadata is stored together.

@@ -153,7 +153,9 @@ func runHistory(t *testing.T, seed uint64, length int) {
 		}
 		r.step()
 	}
-	r.finish()
+	if !t.Failed() {
+		r.finish()
+	}
 	if t.Failed() {
 		t.Logf("seed %d:\n%s", seed, strings.Join(r.log, "\n"))
 	}
@@ -170,7 +172,7 @@ func (r *run) note(format string, args ...any) {
 func (r *run) options() Options {
 	o := small
 	o.FS = r.disk
-	o.SegmentBytes = 128 << 10
+	o.SegmentBytes = 32 << 10 << r.rng.IntN(3)
 	o.CacheBytes = int64(r.rng.IntN(2)) << 20 // with 0 nothing stays that needn't
 	if o.CacheBytes == 0 {
 		o.CacheBytes = 1
@@ -610,6 +612,9 @@ func (r *run) finish() {
 	r.check()
 	if usage, err := r.s.Usage(); err != nil || usage.Used != 0 {
 		r.errorf("after everything was deleted: %+v, %v", usage, err)
+	}
+	if saved, _, err := r.s.meta.load(); err != nil || len(saved.needless) > 0 {
+		r.errorf("%d layers with blocks still to be freed, %v", len(saved.needless), err)
 	}
 	for name := range r.disk.dirs {
 		if len(name) > len(layerDir) && name[:len(layerDir)] == layerDir {

@@ -33,7 +33,7 @@ func (s *Store) recover(saved *cut) error {
 	}
 	s.histories.trim()
 	if r.end.before(saved.applied) {
-		return damagedAt(segmentName(r.end.segment), r.end.off)
+		return r.damage()
 	}
 	s.log.Info("journal replayed", "records", r.replayed, "end", r.end)
 	return s.journal.resume(&r, numbers)
@@ -117,9 +117,18 @@ func (r *replay) segment(number uint64) error {
 		rest = align(r.end.off, chunk.BlockSize)
 	}
 	if r.lost(segment, content, rest) {
-		return damagedAt(segmentName(r.end.segment), r.end.off)
+		return r.damage()
 	}
 	return nil
+}
+
+// damage says that there is no good record where one must be.
+func (r *replay) damage() error {
+	off := r.end.off
+	if r.ended {
+		off = align(off, chunk.BlockSize)
+	}
+	return damagedAt(segmentName(r.end.segment), off)
 }
 
 // records takes in the records of a segment, up to the first place where
