@@ -1,0 +1,92 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/localsnap/localsnap/chunkserver/chunk"
+	"github.com/localsnap/localsnap/chunkserver/wire"
+)
+
+// patience is how long one try of a request may take before it is tried
+// again, perhaps elsewhere; it doubles with each.
+var patience = backoff{least: 3 * time.Second, most: 30 * time.Second}
+
+// route carries a request about a chunk to the primary of its copyset, again
+// and again until it is answered for good, ctx ends, or the attachment does.
+// If ctx ended, unknown reports that a request was sent whose answer is not
+// known.
+func (v *Volume) route(ctx context.Context, kind wire.Kind, index uint32, data []byte,
+	head func(chunk.CopysetID, chunk.Epoch) []byte) (reply []byte, unknown bool, err error) {
+	pause := backoff{least: 5 * time.Millisecond, most: 500 * time.Millisecond}
+	patience := patience
+	for {
+		if err := v.attachment.err(); err != nil {
+			return nil, false, err
+		}
+		m := v.session.atlas.newest.Load()
+		id := chunk.Locate(v.volume.Root, index, len(m.Copysets))
+		conn, err := v.session.primary(ctx, m, id)
+		if err == nil {
+			epoch := m.Copysets[id].Epoch
+			try, cancel := context.WithTimeout(ctx, patience.next())
+			reply, err = conn.Call(try, kind, head(id, epoch), data)
+			cancel()
+			unknown = unknown || errors.Is(err, wire.ErrUnavailable)
+		}
+		switch {
+		case err == nil:
+			return reply, false, nil
+		case errors.Is(err, chunk.ErrFenced):
+			v.attachment.end(err)
+			return nil, false, v.attachment.err()
+		case !transient(err):
+			return nil, false, err
+		case ctx.Err() != nil:
+			return nil, unknown, fmt.Errorf("chunk %d/%d: %w: %w", v.volume.ID, index, ctx.Err(), err)
+		}
+		v.session.awaitMap(ctx, v.attachment, m, id, pause.next())
+	}
+}
+
+// transient reports whether a refusal by a copyset's primary, or a failure to
+// reach it, calls for another try.
+func transient(err error) bool {
+	for _, t := range []error{wire.ErrUnavailable, chunk.ErrStaleEpoch, chunk.ErrNotReady, chunk.ErrStopped} {
+		if errors.Is(err, t) {
+			return true
+		}
+	}
+	return false
+}
+
+// primary returns a connection to the primary of a copyset.
+func (s *Session) primary(ctx context.Context, m *wire.Map, id chunk.CopysetID) (*wire.Conn, error) {
+	address := m.Peers[m.Copysets[id].Primary]
+	if address == "" {
+		return nil, fmt.Errorf("%w: copyset %d has no primary", chunk.ErrNotReady, id)
+	}
+	return s.targets.connect(ctx, address)
+}
+
+// awaitMap waits, at most for d, until the map says something else about a
+// copyset than m does.
+func (s *Session) awaitMap(ctx context.Context, a *attachment, m *wire.Map, id chunk.CopysetID, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	reading := s.atlas.reread(s.ctx, &s.run).done
+	for s.atlas.newest.Load().Copysets[id].Epoch == m.Copysets[id].Epoch {
+		select {
+		case <-reading:
+			reading = nil
+		case <-timer.C:
+			return
+		case <-ctx.Done():
+			return
+		case <-a.life.Done():
+			return
+		}
+	}
+}
