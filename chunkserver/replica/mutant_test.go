@@ -1,0 +1,118 @@
+package replica
+
+import (
+	"encoding/json"
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+var mutants = flag.Bool("mutants", false, "compile each mutant of the protocol and see the simulator catch it")
+
+// A mutant is the protocol with one rule broken.
+type mutant struct {
+	name     string
+	file     string
+	old, new string
+}
+
+// TestMutants shows that the simulator can see what it is to guard against:
+// it breaks one rule of the protocol after the other and runs TestSim on the
+// result. It takes a compilation for each, so it runs only with -mutants.
+func TestMutants(t *testing.T) {
+	if !*mutants {
+		t.Skip("runs with -mutants")
+	}
+	for _, m := range []mutant{
+		{name: "acknowledge when it is durable here", file: "primary.go",
+			old: "lsn = min(lsn, p.acked)", new: "_ = p.acked"},
+		{name: "acknowledge before it is durable here", file: "primary.go",
+			old: "lsn := c.durable\n", new: "lsn := c.tail.last()\n"},
+		{name: "acknowledge what was received, not what is durable", file: "secondary.go",
+			old: "LSN:       c.durable,", new: "LSN:       c.tail.last(),"},
+		{name: "serve before the tail is durable everywhere", file: "primary.go",
+			old: "l.active = l.active || lsn >= l.start", new: "l.active = true"},
+		{name: "answer reads at once", file: "primary.go",
+			old: "lsn != 0 {\n\t\tc.lead.reads", new: "lsn > c.tail.last() {\n\t\tc.lead.reads"},
+		{name: "accept any LSN", file: "secondary.go",
+			old: "if m.Entry.LSN == c.tail.next {", new: "{\n\t\t\tm.Entry.LSN = c.tail.next"},
+		{name: "forget the token", file: "core.go",
+			old: "c.tokens[e.Op.Ref.Volume] = e.Op.Token", new: "_ = e.Op.Token"},
+		{name: "seal without a promise", file: "core.go",
+			old: "c.promise(e.Epoch)\n\tc.reply", new: "c.reply"},
+		{name: "promise but go on as primary", file: "core.go",
+			old: "if c.lead != nil {\n\t\tc.resign()", new: "if false {\n\t\tc.resign()"},
+		{name: "promise but go on as secondary", file: "core.go",
+			old: "c.promised, c.standing = epoch, 0", new: "c.promised = epoch"},
+		{name: "forget the promise in a crash", file: "core.go",
+			old: "promised:  s.Promised,", new: ""},
+		{name: "resume the old epoch after a restart", file: "core.go",
+			old: "m != nil && m.Incarnation == c.run", new: "m != nil"},
+		{name: "heed messages of any epoch", file: "secondary.go",
+			old: "if m.Epoch != c.config.Epoch {", new: "if false {"},
+		{name: "keep acknowledgements across epochs", file: "primary.go",
+			old: "peer{node: m.Node}", new: "peer{node: m.Node, acked: c.tail.last(), trusted: true}"},
+		{name: "do not resend the tail", file: "primary.go",
+			old: "for lsn := max(m.Last+1, c.tail.first); lsn < c.tail.next; lsn++ {", new: "for lsn := c.tail.next; lsn < c.tail.next; lsn++ {"},
+		{name: "drop the tail when it is durable here", file: "secondary.go",
+			old: "c.commitTo(m.Entry.Commit)", new: "c.commitTo(m.Entry.LSN)"},
+		{name: "give a client up without an answer", file: "primary.go",
+			old: "c.refuse(s.ticket, chunk.ErrStaleEpoch)\n\t\t\ts.asked = false", new: "s.asked = false"},
+		{name: "answer a client twice", file: "primary.go",
+			old: "c.refuse(s.ticket, chunk.ErrStaleEpoch)\n\t\t\ts.asked = false", new: "c.refuse(s.ticket, chunk.ErrStaleEpoch)"},
+		{name: "do not probe over a new connection", file: "core.go",
+			old: "c.probe(p)", new: "_ = p"},
+		{name: "do not repeat the status over a new connection", file: "core.go",
+			old: "c.sendStatus()", new: ""},
+		{name: "take a late status for the present one", file: "primary.go",
+			old: "if m.Round != p.round {", new: "if false {"},
+	} {
+		t.Run(m.name, func(t *testing.T) {
+			t.Parallel()
+			m.mustBeCaught(t)
+		})
+	}
+}
+
+var seedRE = regexp.MustCompile(`(?m)seed (\d+): (.*)$`)
+
+func (m *mutant) mustBeCaught(t *testing.T) {
+	source, err := os.ReadFile(m.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(source), m.old); n != 1 {
+		t.Fatalf("%q occurs %d times in %s", m.old, n, m.file)
+	}
+	dir := t.TempDir()
+	mutated := filepath.Join(dir, m.file)
+	if err := os.WriteFile(mutated, []byte(strings.Replace(string(source), m.old, m.new, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	original, err := filepath.Abs(m.file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{original: mutated}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	overlayFile := filepath.Join(dir, "overlay.json")
+	if err := os.WriteFile(overlayFile, overlay, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.CommandContext(t.Context(), "go", "test", "-overlay", overlayFile, "-run", "^TestSim$", "-seeds", "10000", ".").CombinedOutput()
+	found := seedRE.FindSubmatch(out)
+	switch {
+	case err == nil:
+		t.Errorf("not caught")
+	case found == nil:
+		t.Errorf("failed otherwise: %v\n%s", err, out[max(0, len(out)-2000):])
+	default:
+		t.Logf("caught with seed %s: %s", found[1], found[2])
+	}
+}

@@ -1,0 +1,425 @@
+package replica
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/localsnap/localsnap/chunkserver/chunk"
+)
+
+// simBlocks is how many blocks of a chunk the simulator uses: few, so that
+// operations overlap.
+const simBlocks = 3
+
+const sealTicket Ticket = 1 << 63
+
+// A world is a cluster with its metadata and clients, and with somebody who
+// sees everything and checks it against the invariants.
+type world struct {
+	*cluster
+	story *strings.Builder // nil if nobody listens
+	quiet bool             // no faults any more, and nothing new is asked for
+
+	config  chunk.Copyset                 // committed by the metadata servers
+	configs map[chunk.Epoch]chunk.Copyset // all that ever were
+	sealed  Reply
+
+	clients []*client
+	ids     uint64
+	tickets Ticket
+	waiting map[Ticket]*wait
+	open    map[Ticket]*Core // asked, and not answered
+	reads   []Ticket         // executed, and not asked about
+
+	authored  map[position]*chunk.Entry
+	committed []chunk.Entry // Invariant: only ever grows; LSN 1 comes first
+	commits   map[*Core]chunk.LSN
+	placed    map[uint64]chunk.LSN // of each operation, where it is committed last
+	floors    map[block]chunk.LSN  // what the next read must show at least
+	tokens    map[chunk.VolumeID]chunk.Token
+}
+
+type position struct {
+	epoch chunk.Epoch
+	lsn   chunk.LSN
+}
+
+type block struct {
+	ref   chunk.Ref
+	index int
+}
+
+// A client is an attachment of a volume.
+type client struct {
+	volume   chunk.VolumeID
+	token    chunk.Token
+	attached bool // its fence is in place
+	replaced bool // so is that of a later one
+	fenced   bool // it has been told
+	config   chunk.Copyset
+	requests []*request
+}
+
+// A request is what a client wants until it has it.
+type request struct {
+	client *client
+	id     uint64
+	op     chunk.Op // for a read, only where
+	isRead bool
+	floor  chunk.LSN // what was certain about the block when a read began
+	ticket Ticket    // of the last attempt; 0 if there is to be another
+}
+
+// data tells the request's operation, whatever its kind, from all others.
+func (r *request) data() []byte { return binary.LittleEndian.AppendUint64(nil, r.id) }
+
+// A wait is an attempt under way.
+type wait struct {
+	request *request
+	node    *node
+	run     chunk.Incarnation
+	epoch   chunk.Epoch
+	value   *chunk.Entry // of a read: who wrote what it found
+}
+
+// A violation is a broken invariant.
+type violation string
+
+func (v violation) Error() string { return string(v) }
+
+func (w *world) fail(format string, args ...any) {
+	w.logf("VIOLATION: "+format, args...)
+	panic(violation(fmt.Sprintf(format, args...)))
+}
+
+func (w *world) logf(format string, args ...any) {
+	if w.story != nil {
+		fmt.Fprintf(w.story, format+"\n", args...)
+	}
+}
+
+func newWorld(nodes int, story *strings.Builder) *world {
+	w := &world{
+		cluster:  newCluster(nodes),
+		story:    story,
+		configs:  make(map[chunk.Epoch]chunk.Copyset),
+		waiting:  make(map[Ticket]*wait),
+		open:     make(map[Ticket]*Core),
+		authored: make(map[position]*chunk.Entry),
+		commits:  make(map[*Core]chunk.LSN),
+		placed:   make(map[uint64]chunk.LSN),
+		floors:   make(map[block]chunk.LSN),
+		tokens:   make(map[chunk.VolumeID]chunk.Token),
+	}
+	for _, n := range w.nodes {
+		w.config.Members = append(w.config.Members, chunk.Member{Node: n.id, State: chunk.InSync})
+	}
+	w.cluster.stepped = w.check
+	return w
+}
+
+func (w *world) newID() uint64 {
+	w.ids++
+	return w.ids
+}
+
+// reset has a client give up its connections, get the map, and try again.
+func (w *world) reset(c *client) {
+	for _, r := range c.requests {
+		w.again(r)
+	}
+	c.config = w.config
+}
+
+func (w *world) again(r *request) {
+	delete(w.waiting, r.ticket)
+	r.ticket = 0
+	r.client.config = w.config
+}
+
+// ask hands a request to a node.
+func (w *world) ask(n *node, t Ticket, e Event) {
+	w.open[t] = n.core
+	w.step(n, e)
+}
+
+// disconnect tells the clients that a node's process is gone.
+func (w *world) disconnect(n *node) {
+	for _, c := range w.clients {
+		for _, r := range c.requests {
+			if wait := w.waiting[r.ticket]; wait != nil && wait.node == n {
+				w.again(r)
+			}
+		}
+	}
+}
+
+// settled reports whether there is nothing left to do.
+func (w *world) settled() bool {
+	for _, c := range w.clients {
+		if len(c.requests) > 0 {
+			return false
+		}
+	}
+	for _, m := range w.config.Members {
+		n := w.node(m.Node)
+		if m.State == chunk.InSync && (n.core == nil || len(n.pending) > 0 || n.core.commit != n.last()) {
+			return false
+		}
+	}
+	return w.config.Epoch > 0
+}
+
+// check looks at what a core has just done.
+func (w *world) check(n *node, _ Event, effects Effects) {
+	for i := range effects.Journal {
+		w.checkAuthor(&effects.Journal[i])
+	}
+	for i := range effects.Send {
+		w.checkStanding(n, effects.Send[i].Message.Epoch)
+	}
+	if epoch := n.core.Serving(); epoch != 0 {
+		w.checkStanding(n, epoch)
+		w.checkStart(n)
+	}
+	if len(effects.Suspects) > 0 {
+		w.fail("node %d suspects %v of lying", n.id, effects.Suspects)
+	}
+	if effects.Commit != 0 {
+		w.checkCommit(n, effects.Commit)
+	}
+	for _, r := range effects.Reply {
+		w.answered(n, r)
+	}
+}
+
+// checkAuthor: an epoch and an LSN name one operation.
+func (w *world) checkAuthor(e *chunk.Entry) {
+	p := position{e.Epoch, e.LSN}
+	if other := w.authored[p]; other == nil {
+		copied := *e
+		w.authored[p] = &copied
+	} else if !same(e, other) {
+		w.fail("%d.%d is both %v and %v", e.Epoch, e.LSN, shownOp(e.Op), shownOp(other.Op))
+	}
+}
+
+// checkStanding: nobody acts under an epoch smaller than promised, or one that
+// doesn't count on the present run of its process.
+func (w *world) checkStanding(n *node, epoch chunk.Epoch) {
+	if epoch < n.disk.promised {
+		w.fail("node %d acts under epoch %d, having promised %d", n.id, epoch, n.disk.promised)
+	}
+	config := w.configs[epoch]
+	if m := config.Member(n.id); m == nil || m.State != chunk.InSync || m.Incarnation != n.run {
+		w.fail("node %d, run %d, acts under %+v", n.id, n.run, config)
+	}
+}
+
+// checkStart: a primary serves when all that it began with is durable at all
+// members in sync.
+func (w *world) checkStart(n *node) {
+	for _, m := range n.core.config.Members {
+		if start := n.core.lead.start; m.State == chunk.InSync && len(w.node(m.Node).disk.entries) < int(start) {
+			w.fail("node %d serves epoch %d before member %d has everything up to %d", n.id, n.core.config.Epoch, m.Node, start)
+		}
+	}
+}
+
+// checkCommit: what is committed stays, the same everywhere, and all members
+// in sync are durable.
+func (w *world) checkCommit(n *node, lsn chunk.LSN) {
+	for at := w.commits[n.core] + 1; at <= lsn; at++ {
+		e := n.entry(at)
+		if e == nil {
+			w.fail("node %d takes %d for committed, which it doesn't have", n.id, at)
+		}
+		if int(at) <= len(w.committed) {
+			if !same(e, &w.committed[at-1]) {
+				w.fail("node %d has another entry %d than was committed", n.id, at)
+			}
+			continue
+		}
+		w.committed = append(w.committed, *e)
+		w.checkHeld(at)
+		w.checkToken(e)
+		w.placed[binary.LittleEndian.Uint64(e.Op.Data)] = at
+	}
+	w.commits[n.core] = lsn
+}
+
+// checkHeld: every member in sync has a committed entry on its disk.
+func (w *world) checkHeld(lsn chunk.LSN) {
+	for _, m := range w.config.Members {
+		disk := &w.node(m.Node).disk
+		if m.State == chunk.InSync && (len(disk.entries) < int(lsn) || !same(&disk.entries[lsn-1], &w.committed[lsn-1])) {
+			w.fail("node %d is in sync but does not have the committed entry %d", m.Node, lsn)
+		}
+	}
+}
+
+// checkToken: behind a token there is none that is smaller.
+func (w *world) checkToken(e *chunk.Entry) {
+	if e.Op.Kind == chunk.OpPurge {
+		return
+	}
+	if token := w.tokens[e.Op.Ref.Volume]; e.Op.Token.Compare(token) < 0 {
+		w.fail("entry %d of the writer %v is committed behind one of %v", e.LSN, e.Op.Token, token)
+	}
+	w.tokens[e.Op.Ref.Volume] = e.Op.Token
+}
+
+// reconfigured has the metadata servers commit a configuration.
+func (w *world) reconfigured(next chunk.Copyset) {
+	w.config, w.configs[next.Epoch] = next, next
+	for lsn := range chunk.LSN(len(w.committed)) {
+		w.checkHeld(lsn + 1)
+	}
+}
+
+// answered takes a reply to the client.
+func (w *world) answered(n *node, r Reply) {
+	if r.Ticket == sealTicket {
+		w.sealed = r
+		return
+	}
+	if w.open[r.Ticket] != n.core {
+		w.fail("ticket %d is answered, but nobody asks", r.Ticket)
+	}
+	delete(w.open, r.Ticket)
+	wait := w.waiting[r.Ticket]
+	if wait == nil {
+		return // the client has given it up
+	}
+	delete(w.waiting, r.Ticket)
+	req := wait.request
+	c := req.client
+	w.logf("client %d.%d: %d is answered: %v", c.volume, c.token.Attachment, req.id, r.Err)
+	switch {
+	case errors.Is(r.Err, chunk.ErrFenced):
+		w.checkFenced(c)
+		c.fenced, c.requests = true, nil
+		return
+	case errors.Is(r.Err, chunk.ErrStaleEpoch), errors.Is(r.Err, chunk.ErrNotReady):
+		w.again(req)
+		return
+	case r.Err != nil:
+		w.fail("client is told %v", r.Err)
+	}
+	c.requests = slices.DeleteFunc(c.requests, func(other *request) bool { return other == req })
+	w.checkStanding(n, wait.epoch)
+	if req.isRead {
+		w.checkRead(wait)
+	} else {
+		w.acknowledged(req)
+	}
+}
+
+// checkFenced: only those are sent away who have a successor.
+func (w *world) checkFenced(c *client) {
+	for _, other := range w.clients {
+		if other.volume == c.volume && other.token.Attachment > c.token.Attachment {
+			return
+		}
+	}
+	w.fail("writer %v of volume %d is told that it is fenced", c.token, c.volume)
+}
+
+// acknowledged: what is acknowledged is committed.
+func (w *world) acknowledged(r *request) {
+	lsn := w.placed[r.id]
+	if lsn == 0 {
+		w.fail("operation %d is acknowledged but not committed", r.id)
+	}
+	c := r.client
+	if r.op.Kind == chunk.OpFence {
+		c.attached = true
+		for _, other := range w.clients {
+			other.replaced = other.replaced || other.volume == c.volume && other.token.Attachment < c.token.Attachment
+		}
+		return
+	}
+	if c.replaced {
+		// Its last acknowledgements may arrive after those of its successor.
+		return
+	}
+	for _, b := range blocksOf(&r.op) {
+		w.floors[b] = max(w.floors[b], lsn)
+	}
+}
+
+// floor is what a read that begins now must show at least.
+func (w *world) floor(op *chunk.Op) chunk.LSN { return w.floors[blocksOf(op)[0]] }
+
+// checkRead: a read shows nothing older than what was acknowledged, or read,
+// before it began, and nothing that may still be lost. A fenced client is
+// promised nothing.
+func (w *world) checkRead(wait *wait) {
+	if wait.request.client.replaced {
+		return
+	}
+	var lsn chunk.LSN
+	if e := wait.value; e != nil {
+		lsn = e.LSN
+		if len(w.committed) < int(lsn) || !same(e, &w.committed[lsn-1]) {
+			w.fail("read %d shows entry %d.%d, which is not committed", wait.request.id, e.Epoch, lsn)
+		}
+	}
+	if lsn < wait.request.floor {
+		w.fail("read %d shows entry %d, but %d was certain when it began", wait.request.id, lsn, wait.request.floor)
+	}
+	b := blocksOf(&wait.request.op)[0]
+	w.floors[b] = max(w.floors[b], lsn)
+}
+
+// checkEnd: in the end every request is answered unless its process has died,
+// and all members in sync have what is committed, and nothing else.
+func (w *world) checkEnd() {
+	for t, core := range w.open {
+		for _, n := range w.nodes {
+			if n.core == core {
+				w.fail("ticket %d is never answered", t)
+			}
+		}
+	}
+	for _, m := range w.config.Members {
+		n := w.node(m.Node)
+		if m.State == chunk.InSync && len(n.disk.entries) != len(w.committed) {
+			w.fail("node %d ends at %d, history at %d", n.id, len(n.disk.entries), len(w.committed))
+		}
+	}
+	for lsn := range chunk.LSN(len(w.committed)) {
+		w.checkHeld(lsn + 1)
+	}
+}
+
+// read returns the entry that a block's content, as the store shows it, is
+// from: of those that are durable.
+func (n *node) read(op *chunk.Op) *chunk.Entry {
+	for i := len(n.disk.entries) - 1; i >= 0; i-- {
+		e := &n.disk.entries[i]
+		if e.Op.Kind == chunk.OpWrite || e.Op.Kind == chunk.OpZero {
+			if e.Op.Ref == op.Ref && e.Op.Off <= op.Off && op.Off < e.Op.Off+e.Op.Len {
+				found := *e
+				return &found
+			}
+		}
+	}
+	return nil
+}
+
+func blocksOf(op *chunk.Op) []block {
+	var all []block
+	for off := op.Off; off < op.Off+op.Len; off += chunk.BlockSize {
+		all = append(all, block{op.Ref, int(off / chunk.BlockSize)})
+	}
+	return all
+}
+
+func same(a, b *chunk.Entry) bool {
+	return a.Epoch == b.Epoch && a.LSN == b.LSN && a.Op.Kind == b.Op.Kind && a.Op.Ref == b.Op.Ref &&
+		a.Op.Token == b.Op.Token && slices.Equal(a.Op.Data, b.Op.Data)
+}
