@@ -1,8 +1,6 @@
 package replica
 
 import (
-	"fmt"
-
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 )
 
@@ -80,7 +78,7 @@ func (c *Core) Step(e Event) Effects {
 	case Tick:
 		c.tick()
 	default:
-		panic(fmt.Sprintf("replica: event of type %T", e))
+		panic("replica: unknown event")
 	}
 	return c.effects
 }
