@@ -518,6 +518,23 @@ func (d *disk) poke(name string, off int64, data []byte) {
 	c.apply(node.durable, &node.synced)
 }
 
+// lost reports whether the power has gone.
+func (d *disk) lost() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.off
+}
+
+// cutAfter makes the power go n operations from now; never if n is 0.
+func (d *disk) cutAfter(n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.offAt = 0
+	if n > 0 {
+		d.offAt = d.ops + n
+	}
+}
+
 // kill ends the store s like kill -9 would.
 func (d *disk) kill(s *Store) {
 	d.mu.Lock()

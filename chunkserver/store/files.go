@@ -1,11 +1,11 @@
 package store
 
 import (
-	"container/list"
 	"errors"
 	"fmt"
 	"io/fs"
 	"sync"
+	"sync/atomic"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 )
@@ -21,9 +21,8 @@ type files struct {
 	// until they are synced. Before mu.
 	syncing sync.Mutex
 
-	mu    sync.Mutex
+	mu    sync.RWMutex
 	open  map[layerID]*layerFile
-	idle  *list.List                  // of open files without users, the longest idle first
 	dirty map[*layerFile]struct{}     // Invariant: all files written since they were last synced
 	dirs  map[string]struct{}         // directories whose entries are not synced
 	made  map[chunk.VolumeID]struct{} // directories that are known to exist
@@ -31,10 +30,9 @@ type files struct {
 
 type layerFile struct {
 	File
-	id      layerID
-	users   int
-	idle    *list.Element // in files.idle, nil while there are users
-	removed bool          // from the directory: close it with the last user
+	id    layerID
+	used  atomic.Bool  // since it was last considered for closing
+	users atomic.Int64 // grows only under files.mu; the one that takes it below 0 closes the file
 }
 
 func newFiles(fs FS, limit int) *files {
@@ -42,7 +40,6 @@ func newFiles(fs FS, limit int) *files {
 		fs:    fs,
 		limit: limit,
 		open:  make(map[layerID]*layerFile),
-		idle:  list.New(),
 		dirty: make(map[*layerFile]struct{}),
 		dirs:  make(map[string]struct{}),
 		made:  make(map[chunk.VolumeID]struct{}),
@@ -52,6 +49,17 @@ func newFiles(fs FS, limit int) *files {
 // reading returns the file of a layer; release must follow. The error is
 // fs.ErrNotExist if there is none.
 func (f *files) reading(id layerID) (*layerFile, error) {
+	f.mu.RLock()
+	file := f.open[id]
+	if file != nil {
+		file.users.Add(1)
+		f.mu.RUnlock()
+		if !file.used.Load() {
+			file.used.Store(true)
+		}
+		return file, nil
+	}
+	f.mu.RUnlock()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.use(id, false)
@@ -71,6 +79,7 @@ func (f *files) writing(id layerID) (*layerFile, error) {
 func (f *files) use(id layerID, create bool) (*layerFile, error) {
 	file := f.open[id]
 	if file == nil {
+		f.closeIdle()
 		opened, err := f.fs.Open(id.name())
 		if create && errors.Is(err, fs.ErrNotExist) {
 			opened, err = f.create(id)
@@ -87,12 +96,8 @@ func (f *files) use(id layerID, create bool) (*layerFile, error) {
 		file = &layerFile{File: opened, id: id}
 		f.open[id] = file
 	}
-	if file.idle != nil {
-		f.idle.Remove(file.idle)
-		file.idle = nil
-	}
-	file.users++
-	f.closeIdle()
+	file.users.Add(1)
+	file.used.Store(true)
 	return file, nil
 }
 
@@ -110,9 +115,9 @@ func (f *files) create(id layerID) (File, error) {
 
 // release ends a use for reading.
 func (f *files) release(file *layerFile) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.leave(file)
+	if file.users.Add(-1) < 0 {
+		file.Close()
+	}
 }
 
 // wrote ends a use for writing. The file is marked dirty only now: a sync
@@ -120,38 +125,25 @@ func (f *files) release(file *layerFile) {
 func (f *files) wrote(file *layerFile) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !file.removed {
+	if f.open[file.id] == file {
 		f.dirty[file] = struct{}{}
 	}
-	f.leave(file)
+	f.release(file)
 }
 
-// leave ends a use. mu must be held.
-func (f *files) leave(file *layerFile) {
-	file.users--
-	if file.users > 0 {
-		return
-	}
-	if file.removed {
-		file.Close()
-		return
-	}
-	file.idle = f.idle.PushBack(file)
-	f.closeIdle()
-}
-
-// closeIdle closes files while more than the limit are open; dirty ones stay.
-// mu must be held.
+// closeIdle makes room for one more file by closing those that are not dirty,
+// have no users, and were not used lately. mu must be held.
 func (f *files) closeIdle() {
-	for e := f.idle.Front(); e != nil && len(f.open) > f.limit; {
-		file := e.Value.(*layerFile)
-		e = e.Next()
-		if _, dirty := f.dirty[file]; dirty {
-			continue
+	for range 2 {
+		for id, file := range f.open {
+			if len(f.open) < f.limit {
+				return
+			}
+			if _, dirty := f.dirty[file]; !dirty && file.users.Load() == 0 && !file.used.Swap(false) {
+				delete(f.open, id)
+				file.Close()
+			}
 		}
-		f.idle.Remove(file.idle)
-		delete(f.open, file.id)
-		file.Close()
 	}
 }
 
@@ -164,8 +156,8 @@ func (f *files) limitDirty() error {
 }
 
 func (f *files) dirtyFiles() int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.mu.RLock()
+	defer f.mu.RUnlock()
 	return len(f.dirty)
 }
 
@@ -180,11 +172,7 @@ func (f *files) sync() error {
 	f.mu.Lock()
 	work := make(chan *layerFile, len(f.dirty))
 	for file := range f.dirty {
-		file.users++ // keeps it open
-		if file.idle != nil {
-			f.idle.Remove(file.idle)
-			file.idle = nil
-		}
+		file.users.Add(1) // keeps it open
 		work <- file
 	}
 	close(work)
@@ -226,11 +214,7 @@ func (f *files) remove(id layerID) error {
 	if file := f.open[id]; file != nil {
 		delete(f.open, id)
 		delete(f.dirty, file)
-		file.removed = true
-		if file.idle != nil {
-			f.idle.Remove(file.idle)
-			file.Close()
-		}
+		f.release(file) // the last user closes it
 	}
 	if err := f.fs.Remove(id.name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove %v: %w", id, err)
@@ -254,6 +238,5 @@ func (f *files) close() error {
 	}
 	clear(f.open)
 	clear(f.dirty)
-	f.idle.Init()
 	return failure
 }

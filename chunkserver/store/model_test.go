@@ -189,7 +189,7 @@ func (r *run) open() {
 			r.s = s
 			return
 		}
-		if !r.disk.off {
+		if !r.disk.lost() {
 			r.errorf("open: %v", err)
 			r.t.FailNow()
 		}
@@ -200,7 +200,7 @@ func (r *run) open() {
 			r.disk.lose(r.rng)
 		}
 		if !r.finishing && r.rng.IntN(2) == 0 {
-			r.disk.offAt = r.disk.ops + 1 + r.rng.IntN(10)
+			r.disk.cutAfter(1 + r.rng.IntN(10))
 		}
 	}
 }
@@ -243,8 +243,9 @@ func (r *run) step() {
 	case k < 17:
 		r.restart()
 	case k < 18:
-		r.disk.offAt = r.disk.ops + 1 + r.rng.IntN(30)
-		r.note("the power goes at operation %d", r.disk.offAt)
+		n := 1 + r.rng.IntN(30)
+		r.disk.cutAfter(n)
+		r.note("the power goes in %d operations", n)
 	case k < 19:
 		i := r.rng.IntN(modelChunks)
 		if lsn := chunk.LSN(r.rng.Uint64N(uint64(r.last[i]) + 1)); lsn > r.commit[i] {
@@ -265,7 +266,7 @@ func (r *run) tolerate(err error) {
 	if err == nil {
 		return
 	}
-	if !r.disk.off {
+	if !r.disk.lost() {
 		r.errorf("%v", err)
 		return
 	}
@@ -333,13 +334,24 @@ func (v *modelVolume) set(index uint32, block, n int, stamp uint64) {
 	}
 }
 
+// stampFactor spreads stamps over 64 bits; times stampInverse it is 1.
+const (
+	stampFactor  = 0x9e3779b97f4a7c15
+	stampInverse = 0xf1de83e19937733d
+)
+
 // stamped returns n blocks that are recognisable in every sector.
 func stamped(stamp uint64, n int) []byte {
 	p := make([]byte, n*chunk.BlockSize)
 	for i := 0; i < len(p); i += 8 {
-		binary.LittleEndian.PutUint64(p[i:], stamp*0x9e3779b97f4a7c15+uint64(i%chunk.BlockSize))
+		binary.LittleEndian.PutUint64(p[i:], stamp*stampFactor+uint64(i%chunk.BlockSize))
 	}
 	return p
+}
+
+// stampOf returns the stamp of a block that stamped has made.
+func stampOf(p []byte) uint64 {
+	return binary.LittleEndian.Uint64(p) * stampInverse
 }
 
 // op makes an operation the next of its copyset.
@@ -391,7 +403,7 @@ func (r *run) issue(ops []issued) {
 		}
 		return
 	}
-	if !r.disk.off {
+	if !r.disk.lost() {
 		r.errorf("append: %v", failed)
 		return
 	}
@@ -513,11 +525,11 @@ func (r *run) restartAfterLoss() {
 		r.disk.lose(r.rng)
 	}
 	if !r.finishing && r.rng.IntN(4) == 0 {
-		r.disk.offAt = r.disk.ops + 1 + r.rng.IntN(10)
+		r.disk.cutAfter(1 + r.rng.IntN(10))
 	}
 	r.open()
-	if r.disk.offAt > 0 && r.rng.IntN(2) == 0 {
-		r.disk.offAt = 0
+	if r.rng.IntN(2) == 0 {
+		r.disk.cutAfter(0)
 	}
 }
 
@@ -568,7 +580,7 @@ func (r *run) compare(view *chunk.View, want content) {
 			}
 			p := buffer[:n*chunk.BlockSize]
 			if err := r.s.ReadAt(view, chunk.Ref{Volume: view.Volume(), Index: index}, p, uint32(slots[i]*chunk.BlockSize)); err != nil {
-				if r.disk.off {
+				if r.disk.lost() {
 					r.recover()
 					return
 				}
@@ -592,7 +604,8 @@ func (r *run) compare(view *chunk.View, want content) {
 
 // finish checks everything, deletes everything, and looks for leaks.
 func (r *run) finish() {
-	r.finishing, r.disk.offAt = true, 0
+	r.finishing = true
+	r.disk.cutAfter(0)
 	r.check()
 	for len(r.volumes) > 0 && !r.t.Failed() {
 		for _, v := range slices.Clone(r.volumes) {

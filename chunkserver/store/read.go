@@ -9,7 +9,7 @@ import (
 )
 
 // piece is the number of blocks that are looked up at a time.
-const piece = 256
+const piece = 32
 
 // located is where a block is to be read: nowhere, for zeros, or in a layer.
 type located struct {

@@ -79,9 +79,8 @@ type Store struct {
 	foundMu sync.Mutex
 	found   []State // for Copysets
 
-	failMu sync.Mutex
-	cause  error         // why the store has failed or is closed
-	failed chan struct{} // closed when it has failed
+	cause  atomic.Pointer[error] // why the store has failed or is closed; set once
+	failed chan struct{}         // closed when it has failed
 
 	stop      chan struct{}  // closed to end the goroutines
 	pipeline  sync.WaitGroup // the two that end when the queue is closed and empty
@@ -269,11 +268,7 @@ func (s *Store) close() error {
 	if s.failure() == nil {
 		err = s.checkpoint()
 	}
-	s.failMu.Lock()
-	if s.cause == nil {
-		s.cause = errClosed
-	}
-	s.failMu.Unlock()
+	s.cause.CompareAndSwap(nil, &errClosed)
 	return errors.Join(err, s.journal.close(), s.files.close(), s.meta.close(), s.unlock())
 }
 
@@ -366,24 +361,20 @@ func (s *Store) Committed(copyset chunk.CopysetID, lsn chunk.LSN) {
 // fail makes err the end of the store. What is not acknowledged by now will
 // not be: after a failed sync nobody knows what the disk has.
 func (s *Store) fail(err error) {
-	s.failMu.Lock()
-	first := s.cause == nil
-	if first {
-		s.cause = err
-		close(s.failed)
+	if !s.cause.CompareAndSwap(nil, &err) {
+		return
 	}
-	s.failMu.Unlock()
-	if first {
-		s.log.Error("store has failed", "err", err)
-		s.journal.queue.close(stopped(err))
-	}
+	close(s.failed)
+	s.log.Error("store has failed", "err", err)
+	s.journal.queue.close(stopped(err))
 }
 
 // failure is why the store is no longer usable, or nil.
 func (s *Store) failure() error {
-	s.failMu.Lock()
-	defer s.failMu.Unlock()
-	return s.cause
+	if cause := s.cause.Load(); cause != nil {
+		return *cause
+	}
+	return nil
 }
 
 // stopped is what callers get when err has ended the store.

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -37,7 +39,7 @@ func mustOpen(t testing.TB, dir string, opts Options) *Store {
 	return s
 }
 
-// history hands out the LSNs of one copyset and waits for each entry.
+// client hands out the LSNs of one copyset and waits for each entry.
 type client struct {
 	*Store
 	copyset chunk.CopysetID
@@ -86,14 +88,6 @@ func zeroOp(ref chunk.Ref, seq chunk.Seq, block, n int) chunk.Op {
 }
 
 func filled(n int, b byte) []byte { return bytes.Repeat([]byte{b}, n*chunk.BlockSize) }
-
-func randomBlocks(rng *rand.Rand, n int) []byte {
-	p := make([]byte, n*chunk.BlockSize)
-	for i := range p {
-		p[i] = byte(rng.Uint32())
-	}
-	return p
-}
 
 func head(volume chunk.VolumeID) *chunk.View {
 	return chunk.NewView(volume, chunk.NewLineage(), nil)
@@ -175,5 +169,167 @@ func TestGapIsRefused(t *testing.T) {
 	}
 	if got := c.mustRead(t, head(1), 0, 0, 1); !bytes.Equal(got, filled(1, 1)) {
 		t.Error("a refused entry was applied")
+	}
+}
+
+func newRand(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 0)) }
+
+// Readers, a writer and checkpoints at the same time, with hardly any memory:
+// every block read is one that was written as a whole, and never an older one
+// than was read before; a snapshot does not change.
+func TestReadsBesideWrites(t *testing.T) {
+	const slots, rounds = 40, 400
+	opts := small
+	opts.CacheBytes = 1
+	opts.OpenFiles = 2
+	s := mustOpen(t, t.TempDir(), opts)
+	c := &client{Store: s}
+	frozen := chunk.NewView(1, chunk.NewLineage().Freeze(1), nil)
+	refOf := func(slot int) chunk.Ref { return chunk.Ref{Volume: 1, Index: uint32(slot % 4)} }
+	for slot := range slots {
+		c.must(t, writeOp(refOf(slot), 1, slot, stamped(1, 1)))
+	}
+	stop := make(chan struct{})
+	var readers sync.WaitGroup
+	for seed := range uint64(2) {
+		readers.Go(func() {
+			rng := newRand(seed)
+			var seen [slots]uint64
+			p := make([]byte, chunk.BlockSize)
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				slot, view := rng.IntN(slots), head(1)
+				if rng.IntN(2) == 0 {
+					view = frozen
+				}
+				if err := s.ReadAt(view, refOf(slot), p, uint32(slot*chunk.BlockSize)); err != nil {
+					t.Error(err)
+					return
+				}
+				stamp := stampOf(p)
+				switch {
+				case !bytes.Equal(p, stamped(stamp, 1)):
+					t.Errorf("block %d is a mixture", slot)
+				case view == frozen && stamp != 1:
+					t.Errorf("block %d of the snapshot has changed to %d", slot, stamp)
+				case view != frozen && stamp < seen[slot]:
+					t.Errorf("block %d went back from %d to %d", slot, seen[slot], stamp)
+				}
+				if view != frozen {
+					seen[slot] = stamp
+				}
+			}
+		})
+	}
+	readers.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				if err := s.Checkpoint(context.Background()); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		}
+	})
+	rng := newRand(99)
+	for stamp := uint64(2); stamp < rounds; stamp++ {
+		slot := rng.IntN(slots)
+		c.must(t, writeOp(refOf(slot), 2, slot, stamped(stamp, 1)))
+		if got := stampOf(c.mustRead(t, head(1), refOf(slot).Index, slot, 1)); got != stamp {
+			t.Errorf("block %d: read %d after %d was acknowledged", slot, got, stamp)
+		}
+	}
+	close(stop)
+	readers.Wait()
+}
+
+// A deleted snapshot may still be read by somebody who does not know: what
+// comes back is undefined, but it is no damage.
+func TestReadOfAPurgedView(t *testing.T) {
+	s := mustOpen(t, t.TempDir(), small)
+	c := &client{Store: s}
+	c.must(t, writeOp(ref10, 1, 0, filled(1, 1)))
+	c.must(t, writeOp(ref10, 2, 0, filled(1, 2)))
+	gone := chunk.NewView(1, chunk.NewLineage().Freeze(1), nil)
+	c.mustRead(t, gone, 0, 0, 1)
+	now := chunk.NewView(1, chunk.NewLineage().Freeze(2), nil)
+	c.must(t, chunk.Op{Kind: chunk.OpPurge, Ref: ref10, Views: []*chunk.View{now}, UpTo: 2})
+	for range 2 {
+		if got := c.mustRead(t, gone, 0, 0, 1); got[0] != 0 {
+			t.Errorf("read %d", got[0])
+		}
+		if err := s.Checkpoint(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if digests, err := c.Digest(ref10); err != nil || len(digests) != 1 || digests[0].Seq != 2 {
+		t.Errorf("layers left: %v, %v", digests, err)
+	}
+}
+
+func TestChunks(t *testing.T) {
+	d := newDisk()
+	s := mustOpen(t, "", onDisk(d))
+	c := &client{Store: s}
+	for _, ref := range []chunk.Ref{{Volume: 1, Index: 5}, {Volume: 1, Index: 0}, {Volume: 2, Index: 5}, {Volume: 2, Index: 1 << 31}, {Volume: 3, Index: 9}, {Volume: 1, Index: math.MaxUint32}} {
+		c.must(t, writeOp(ref, 1, 0, filled(1, 1)))
+	}
+	c.must(t, zeroOp(chunk.Ref{Volume: 1, Index: 77}, 1, 0, 1))
+	check := func(want ...uint32) {
+		t.Helper()
+		got, err := s.Chunks([]chunk.VolumeID{1, 2, 4})
+		if diff := cmp.Diff(want, got); diff != "" || err != nil {
+			t.Errorf("%s %v", diff, err)
+		}
+	}
+	check(0, 5, 77, 1<<31, math.MaxUint32)
+	must(t, s.Close())
+	s = mustOpen(t, "", onDisk(d))
+	c.Store = s
+	check(0, 5, 77, 1<<31, math.MaxUint32)
+	c.must(t, chunk.Op{Kind: chunk.OpPurge, Ref: chunk.Ref{Volume: 1, Index: 5}, UpTo: chunk.MaxSeq})
+	c.must(t, chunk.Op{Kind: chunk.OpPurge, Ref: chunk.Ref{Volume: 1, Index: 77}, UpTo: chunk.MaxSeq})
+	check(0, 5, 1<<31, math.MaxUint32)
+	must(t, s.Checkpoint(context.Background()))
+	check(0, 5, 1<<31, math.MaxUint32)
+}
+
+// Two stores that got the same operations have the same digests, one block
+// more or less and they don't.
+func TestDigest(t *testing.T) {
+	digestOf := func(ops ...chunk.Op) []LayerDigest {
+		s := mustOpen(t, "", onDisk(newDisk()))
+		c := &client{Store: s}
+		for _, op := range ops {
+			c.must(t, op)
+		}
+		digests, err := s.Digest(ref10)
+		must(t, err)
+		return digests
+	}
+	a, b, z := writeOp(ref10, 1, 3, filled(1, 1)), writeOp(ref10, 2, 70, filled(1, 2)), zeroOp(ref10, 2, 4, 1)
+	if diff := cmp.Diff(digestOf(a, b, z), digestOf(z, b, a)); diff != "" {
+		t.Errorf("the order matters: %s", diff)
+	}
+	other := map[string][]LayerDigest{
+		"all":           digestOf(a, b, z),
+		"one missing":   digestOf(a, b),
+		"other content": digestOf(a, writeOp(ref10, 2, 70, filled(1, 3)), z),
+		"other place":   digestOf(a, writeOp(ref10, 2, 71, filled(1, 2)), z),
+		"other layer":   digestOf(a, writeOp(ref10, 3, 70, filled(1, 2)), z),
+	}
+	for n1, d1 := range other {
+		for n2, d2 := range other {
+			if n1 != n2 && cmp.Equal(d1, d2) {
+				t.Errorf("equal digests: %s, %s", n1, n2)
+			}
+		}
 	}
 }
