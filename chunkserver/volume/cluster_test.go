@@ -25,12 +25,21 @@ const (
 	copysets   = 8
 )
 
+// tester is what *testing.T, *testing.B and *rapid.T have in common.
+type tester interface {
+	Helper()
+	Fatal(...any)
+	Fatalf(string, ...any)
+	Cleanup(func())
+	Context() context.Context
+}
+
 // cluster is a cluster in memory behind real connections: metadata servers
 // m1 and m2, chunkservers c1 to c3 (nodes 1 to 3), one volume. What the
 // copies of a copyset would agree on is kept once; epochs, primaries, tokens,
 // layers and views count as they do in earnest.
 type cluster struct {
-	tb    testing.TB
+	tb    tester
 	hosts map[string]*host
 
 	mu       sync.Mutex
@@ -61,7 +70,7 @@ type blockID struct {
 	at  uint32
 }
 
-// fault is what happens to an operation that arrives.
+// A fault is what happens to an operation that arrives.
 type fault int
 
 const (
@@ -83,7 +92,7 @@ type host struct {
 	conns  []net.Conn // that were dialled
 }
 
-func newCluster(tb testing.TB, size uint64, layout chunk.Layout) *cluster {
+func newCluster(tb tester, size uint64, layout chunk.Layout) *cluster {
 	c := &cluster{
 		tb:       tb,
 		hosts:    make(map[string]*host),

@@ -10,10 +10,6 @@ import (
 	"github.com/localsnap/localsnap/chunkserver/wire"
 )
 
-// patience is how long one try of a request may take before it is tried
-// again, perhaps elsewhere; it doubles with each.
-var patience = backoff{least: 3 * time.Second, most: 30 * time.Second}
-
 // route carries a request about a chunk to the primary of its copyset, again
 // and again until it is answered for good, ctx ends, or the attachment does.
 // If ctx ended, unknown reports that a request was sent whose answer is not
@@ -21,7 +17,7 @@ var patience = backoff{least: 3 * time.Second, most: 30 * time.Second}
 func (v *Volume) route(ctx context.Context, kind wire.Kind, index uint32, data []byte,
 	head func(chunk.CopysetID, chunk.Epoch) []byte) (reply []byte, unknown bool, err error) {
 	pause := backoff{least: 5 * time.Millisecond, most: 500 * time.Millisecond}
-	patience := patience
+	patience := v.session.patience
 	for {
 		if err := v.attachment.err(); err != nil {
 			return nil, false, err

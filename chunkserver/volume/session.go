@@ -38,8 +38,9 @@ type Session struct {
 	hello   wire.Hello
 	log     *slog.Logger
 
-	atlas   atlas
-	targets targets
+	atlas    atlas
+	targets  targets
+	patience backoff // how long to wait for a chunkserver's answer before the request is repeated, perhaps elsewhere
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -71,6 +72,7 @@ func Connect(cfg Config) (*Session, error) {
 		s.dial = wire.DialTCP
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.patience = backoff{least: 3 * time.Second, most: 30 * time.Second}
 	s.atlas.readings.pause = mapPause
 	s.atlas.ask = func(ctx context.Context) (m wire.Map, err error) {
 		err = s.ask(ctx, wire.KindMap, struct{}{}, &m)
