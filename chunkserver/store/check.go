@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"math/bits"
 	"slices"
-	"strconv"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 )
@@ -34,22 +33,20 @@ func (s *Store) Check(ctx context.Context, report func(Finding)) error {
 	if err := s.Checkpoint(ctx); err != nil {
 		return err
 	}
+	volumes, err := s.Volumes()
+	if err != nil {
+		return err
+	}
 	names, err := s.fs.List(layerDir)
 	if err != nil {
 		return fmt.Errorf("check: %w", err)
 	}
-	volumes, err := s.meta.volumes()
-	if err != nil {
-		return err
-	}
 	for _, name := range names {
-		volume, err := strconv.ParseUint(name, 16, 64)
-		if err != nil || volumeDir(chunk.VolumeID(volume)) != layerDir+"/"+name {
+		volume, ok := parseVolumeDir(name)
+		if !ok {
 			report(Finding{Block: -1, Reason: fmt.Sprintf("directory %s/%s is not a volume's", layerDir, name)})
-			continue
-		}
-		if !slices.Contains(volumes, chunk.VolumeID(volume)) {
-			volumes = append(volumes, chunk.VolumeID(volume))
+		} else if !slices.Contains(volumes, volume) {
+			volumes = append(volumes, volume)
 		}
 	}
 	for _, volume := range volumes {
@@ -82,10 +79,7 @@ func (s *Store) checkVolume(ctx context.Context, volume chunk.VolumeID, report f
 		return err
 	}
 	for _, index := range indices {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := s.checkChunk(chunk.Ref{Volume: volume, Index: index}, report); err != nil {
+		if err := s.CheckChunk(ctx, chunk.Ref{Volume: volume, Index: index}, report); err != nil {
 			return err
 		}
 	}
@@ -110,62 +104,130 @@ func (s *Store) ownsFile(id layerID) (bool, error) {
 	return l != nil && l.blocks() > 0, nil
 }
 
-// checkChunk checks one chunk while it does not change.
-func (s *Store) checkChunk(ref chunk.Ref, report func(Finding)) error {
-	sh := s.table.shard(ref.Index)
-	sh.io.Lock()
-	defer sh.io.Unlock()
-	sh.mu.Lock()
-	c, err := sh.column(ref)
-	var layers []layer
-	if err == nil {
-		for _, l := range c.layers {
-			layers = append(layers, *l)
-		}
-	}
-	sh.trim()
-	sh.mu.Unlock()
+// CheckChunk is Check for the blocks of one chunk: for whoever goes through
+// all of them at a pace of his own.
+func (s *Store) CheckChunk(ctx context.Context, ref chunk.Ref, report func(Finding)) error {
+	layers, err := s.layersOf(ref)
 	if err != nil {
 		return err
 	}
-	for i := range layers {
-		if err := s.checkLayer(&layers[i], report); err != nil {
-			return err
+	for _, seq := range layers {
+		for i := range parts {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := s.checkPart(layerID{ref, seq}, i, report); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-// checkLayer reads all blocks of a layer. The shard's io must be held, so
-// nothing changes.
-func (s *Store) checkLayer(l *layer, report func(Finding)) error {
-	if l.blocks() == 0 {
-		return nil
+// layersOf returns the sequence numbers of the layers of a chunk.
+func (s *Store) layersOf(ref chunk.Ref) ([]chunk.Seq, error) {
+	var seqs []chunk.Seq
+	err := s.inspect(ref, func(c *column) {
+		for _, l := range c.layers {
+			if !l.empty() {
+				seqs = append(seqs, l.id.seq)
+			}
+		}
+	})
+	return seqs, err
+}
+
+// inspect calls fn with the column of a chunk.
+func (s *Store) inspect(ref chunk.Ref, fn func(*column)) error {
+	if err := s.failure(); err != nil {
+		return stopped(err)
 	}
-	found := func(block int, reason string) { report(Finding{l.id.ref, l.id.seq, block, reason}) }
-	file, err := s.files.reading(l.id)
+	sh := s.table.shard(ref.Index)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	c, err := sh.column(ref)
+	if err != nil {
+		return err
+	}
+	fn(c)
+	sh.trim()
+	return nil
+}
+
+// checkPart checks the blocks of one part while they do not change.
+func (s *Store) checkPart(id layerID, i int, report func(Finding)) error {
+	sh := s.table.shard(id.ref.Index)
+	sh.io.Lock()
+	defer sh.io.Unlock()
+	var p part
+	err := s.inspect(id.ref, func(c *column) {
+		if l := c.layer(id.seq); l != nil && l.parts[i] != nil {
+			p = *l.parts[i]
+		}
+	})
+	if err != nil || p.data == 0 {
+		return err
+	}
+	found := func(block int, reason string) { report(Finding{id.ref, id.seq, block, reason}) }
+	file, err := s.files.reading(id)
 	if errors.Is(err, fs.ErrNotExist) {
-		found(-1, "the file is missing")
+		if p.data != 0 {
+			found(i*partBlocks+bits.TrailingZeros64(p.data), "the file of the layer is missing")
+		}
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("check %v: %w", l.id, err)
+		return fmt.Errorf("check %v: %w", id, err)
 	}
 	defer s.files.release(file)
-	file.Uncache(0, chunk.Size)
+	const n = partBlocks * chunk.BlockSize
+	file.Uncache(int64(i)*n, n)
 	content := make([]byte, chunk.BlockSize)
-	for i, p := range l.parts {
-		if p == nil {
-			continue
-		}
-		for m := p.data; m != 0; m &= m - 1 {
-			b := i*partBlocks + bits.TrailingZeros64(m)
-			if err := file.ReadAt(content, int64(b)*chunk.BlockSize); err != nil {
-				found(b, err.Error())
-			} else if !l.id.matches(content, b, p.sums[b%partBlocks]) {
-				found(b, "content does not match the checksum")
-			}
+	for m := p.data; m != 0; m &= m - 1 {
+		in := bits.TrailingZeros64(m)
+		b := i*partBlocks + in
+		if err := file.ReadAt(content, int64(b)*chunk.BlockSize); err != nil {
+			found(b, err.Error())
+		} else if !id.matches(content, b, p.sums[in]) {
+			found(b, "content does not match the checksum")
 		}
 	}
+	return nil
+}
+
+// Repair puts back the content of a damaged block, which a peer has supplied.
+// It refuses what does not match the checksum that is stored here, so it can't
+// make anything worse; nor is it an operation: no history changes.
+func (s *Store) Repair(ref chunk.Ref, seq chunk.Seq, block int, content []byte) error {
+	if block < 0 || block >= chunk.Blocks || len(content) != chunk.BlockSize {
+		return fmt.Errorf("%w: repair of block %d with %d bytes", chunk.ErrInvalid, block, len(content))
+	}
+	id := layerID{ref, seq}
+	sh := s.table.shard(ref.Index)
+	sh.io.Lock()
+	defer sh.io.Unlock()
+	var data bool
+	var sum uint32
+	err := s.inspect(ref, func(c *column) {
+		if l := c.layer(seq); l != nil {
+			data, _, sum = l.state(block)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if !data || !id.matches(content, block, sum) {
+		return fmt.Errorf("%w: this is not the content of block %d of %v", chunk.ErrInvalid, block, id)
+	}
+	file, err := s.files.writing(id)
+	if err != nil {
+		return fmt.Errorf("repair block %d of %v: %w", block, id, err)
+	}
+	defer s.files.wrote(file)
+	if err := file.WriteAt(int64(block)*chunk.BlockSize, content); err != nil {
+		s.fail(err)
+		return stopped(err)
+	}
+	s.log.Warn("block repaired", "layer", id, "block", block)
 	return nil
 }

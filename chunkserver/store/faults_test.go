@@ -117,6 +117,47 @@ func TestDamagedBlocksAreNotReturned(t *testing.T) {
 	}
 }
 
+// A damaged block comes back from a peer, and nothing else is accepted for it.
+func TestRepair(t *testing.T) {
+	d := newDisk()
+	s := mustOpen(t, "", onDisk(d))
+	c := &client{Store: s}
+	c.must(t, writeOp(ref10, 1, 5, filled(1, 1)))
+	c.must(t, zeroOp(ref10, 1, 6, 1))
+	must(t, s.Close())
+	d.corrupt(layerID{ref10, 1}.name(), 5*chunk.BlockSize)
+	s = mustOpen(t, "", onDisk(d))
+	c.Store = s
+	for name, err := range map[string]error{
+		"other content": s.Repair(ref10, 1, 5, filled(1, 2)),
+		"zero block":    s.Repair(ref10, 1, 6, filled(1, 0)),
+		"absent block":  s.Repair(ref10, 1, 7, filled(1, 1)),
+		"other layer":   s.Repair(ref10, 2, 5, filled(1, 1)),
+		"half a block":  s.Repair(ref10, 1, 5, filled(1, 1)[:100]),
+		"no block":      s.Repair(ref10, 1, chunk.Blocks, filled(1, 1)),
+	} {
+		if !errors.Is(err, chunk.ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	blocks, err := s.Blocks(ref10, 1)
+	must(t, err)
+	if want := (Block{Data: true, Sum: chunk.Checksum(filled(1, 1))}); blocks[5] != want || blocks[6] != (Block{Zero: true}) || blocks[7] != (Block{}) {
+		t.Errorf("blocks %+v", blocks[5:8])
+	}
+	must(t, s.Repair(ref10, 1, 5, filled(1, 1)))
+	for range 2 {
+		only := chunk.NewView(1, chunk.Lineage{{From: 1, To: 1}}, nil)
+		if got := c.mustRead(t, only, 0, 5, 1); !bytes.Equal(got, filled(1, 1)) {
+			t.Error("the repaired block differs")
+		}
+		must(t, s.Check(context.Background(), func(f Finding) { t.Error(f) }))
+		d.kill(s)
+		s = mustOpen(t, "", onDisk(d))
+		c.Store = s
+	}
+}
+
 // The checksum in the metadata belongs to one place: the same content
 // elsewhere has another one.
 func TestChecksumsAreMixedWithTheirPlace(t *testing.T) {

@@ -22,6 +22,12 @@ const layerDir = "layers"
 
 func volumeDir(v chunk.VolumeID) string { return fmt.Sprintf("%s/%016x", layerDir, uint64(v)) }
 
+// parseVolumeDir is the inverse of volumeDir, for a name within layerDir.
+func parseVolumeDir(name string) (chunk.VolumeID, bool) {
+	id, err := strconv.ParseUint(name, 16, 64)
+	return chunk.VolumeID(id), err == nil && volumeDir(chunk.VolumeID(id)) == layerDir+"/"+name
+}
+
 func (id layerID) name() string {
 	return fmt.Sprintf("%s/%08x.%016x", volumeDir(id.ref.Volume), id.ref.Index, uint64(id.seq))
 }

@@ -3,6 +3,7 @@ package store
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 	"math/bits"
 	"os"
 	"time"
@@ -42,8 +43,7 @@ const metaMap = 1 << 30
 func openMeta(fs FS) (*meta, error) {
 	db, err := bbolt.Open(metaFile, 0o600, &bbolt.Options{
 		Timeout:         time.Second,
-		NoFreelistSync:  true,
-		FreelistType:    bbolt.FreelistMapType,
+		FreelistType:    bbolt.FreelistMapType, // saved, too: looking for free pages would take long at start
 		InitialMmapSize: metaMap,
 		OpenFile: func(name string, _ int, _ os.FileMode) (*os.File, error) {
 			return fs.Database(name)
@@ -334,6 +334,9 @@ func (m *meta) volumes() ([]chunk.VolumeID, error) {
 			}
 			next.Volume = parseLayerKey(k).ref.Volume
 			volumes = append(volumes, next.Volume)
+			if next.Volume == math.MaxUint64 {
+				return nil
+			}
 		}
 	})
 	return volumes, err

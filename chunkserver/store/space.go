@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
@@ -44,6 +45,41 @@ func (q *queue) load() int64 {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.bytes
+}
+
+// Volumes returns the volumes, ascending, of which the store has layers.
+func (s *Store) Volumes() ([]chunk.VolumeID, error) {
+	inMemory := s.table.volumes()
+	saved, err := s.meta.volumes()
+	if err != nil {
+		return nil, err
+	}
+	volumes := append(inMemory, saved...)
+	slices.Sort(volumes)
+	return slices.DeleteFunc(slices.Compact(volumes), func(v chunk.VolumeID) bool {
+		if err != nil {
+			return false
+		}
+		var indices []uint32
+		indices, err = s.Chunks([]chunk.VolumeID{v})
+		return len(indices) == 0
+	}), err
+}
+
+// volumes returns the volumes that have something to be saved.
+func (t *table) volumes() []chunk.VolumeID {
+	set := make(map[chunk.VolumeID]struct{})
+	for i := range t.shards {
+		s := &t.shards[i]
+		s.mu.RLock()
+		for ref, c := range s.columns {
+			if c.holdsLayers() {
+				set[ref.Volume] = struct{}{}
+			}
+		}
+		s.mu.RUnlock()
+	}
+	return slices.Collect(maps.Keys(set))
 }
 
 // Chunks returns the indices, ascending, of the chunks of which the store has

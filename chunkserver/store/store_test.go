@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.uber.org/goleak"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
@@ -299,6 +300,28 @@ func TestChunks(t *testing.T) {
 	check(0, 5, 1<<31, math.MaxUint32)
 	must(t, s.Checkpoint(context.Background()))
 	check(0, 5, 1<<31, math.MaxUint32)
+}
+
+func TestVolumes(t *testing.T) {
+	d := newDisk()
+	s := mustOpen(t, "", onDisk(d))
+	c := &client{Store: s}
+	check := func(want ...chunk.VolumeID) {
+		t.Helper()
+		got, err := s.Volumes()
+		if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" || err != nil {
+			t.Errorf("%s %v", diff, err)
+		}
+	}
+	check()
+	for _, volume := range []chunk.VolumeID{5, 2, math.MaxUint64} {
+		c.must(t, writeOp(chunk.Ref{Volume: volume, Index: 3}, 1, 0, filled(1, 1)))
+	}
+	check(2, 5, math.MaxUint64)
+	must(t, s.Checkpoint(context.Background()))
+	c.must(t, chunk.Op{Kind: chunk.OpPurge, Ref: chunk.Ref{Volume: 5, Index: 3}, UpTo: chunk.MaxSeq})
+	c.must(t, writeOp(chunk.Ref{Volume: 7, Index: 3}, 1, 0, filled(1, 1)))
+	check(2, 7, math.MaxUint64)
 }
 
 // Two stores that got the same operations have the same digests, one block
