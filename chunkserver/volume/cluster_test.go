@@ -489,6 +489,13 @@ func (c *cluster) block(view *chunk.View, index, at uint32) []byte {
 	return nil
 }
 
+// history is the stamps of the operations that have been carried out.
+func (c *cluster) history() []chunk.Token {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.applied)
+}
+
 // eventually waits for a condition of what the cluster's mu guards.
 func (c *cluster) eventually(what string, holds func() bool) {
 	c.tb.Helper()

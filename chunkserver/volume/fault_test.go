@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -45,8 +46,8 @@ func TestWriteIsRepeatedWhenItsConnectionIsLost(t *testing.T) {
 		if got := read(t, v, 8192, 4096); !bytes.Equal(got, p) {
 			t.Error("read something else than was written")
 		}
-		if len(c.applied) != applied {
-			t.Errorf("fault %d: the write was carried out %d times, want %d", f, len(c.applied), applied)
+		if n := len(c.history()); n != applied {
+			t.Errorf("fault %d: the write was carried out %d times, want %d", f, n, applied)
 		}
 	}
 }
@@ -141,9 +142,11 @@ func TestReadsTheMapAnewWhenItAttaches(t *testing.T) {
 		if _, err := s.Attach(t.Context(), "/v", "", true); err != nil {
 			t.Fatal(err)
 		}
+		c.mu.Lock()
 		if c.maps != want {
 			t.Errorf("the map was read %d times after attaching %d times", c.maps, want)
 		}
+		c.mu.Unlock()
 	}
 }
 
@@ -192,59 +195,70 @@ func TestMapNeverGoesBack(t *testing.T) {
 }
 
 // A write that its caller gives up while its outcome is unknown keeps its
-// blocks to itself and the gate open for nobody until it has been repeated.
+// blocks locked and a pause waiting until it has been repeated.
 func TestGivenUpWriteIsFinishedInTheBackground(t *testing.T) {
 	t.Parallel()
-	c := newCluster(t, 64*mib, chunk.Layout{})
-	v := c.attach()
-	arrived := 0
-	c.setFault(func(op *chunk.Op) (fault, error) {
-		arrived++
-		if op.Data[0] == 1 && arrived == 1 {
-			return hang, nil
-		}
-		if op.Data[0] == 1 {
+	for _, test := range []struct {
+		first   fault // of the write, which is refused from then on
+		arrive  int   // tries before its caller gives up
+		applied int
+	}{{hang, 1, 2}, {loseReply, 3, 3}} {
+		c := newCluster(t, 64*mib, chunk.Layout{})
+		v := c.attach()
+		arrived := 0
+		c.setFault(func(op *chunk.Op) (fault, error) {
+			switch arrived++; {
+			case op.Data[0] != 1:
+				return carryOut, nil
+			case arrived == 1:
+				return test.first, nil
+			}
 			return carryOut, chunk.ErrNotReady
+		})
+		p := bytes.Repeat([]byte{1}, 4096)
+		ctx, cancel := context.WithCancel(t.Context())
+		given := make(chan error)
+		go func() { given <- v.WriteAt(ctx, p, 0) }()
+		c.eventually("the write has arrived", func() bool { return arrived >= test.arrive })
+		cancel()
+		if err := <-given; !errors.Is(err, context.Canceled) {
+			t.Fatalf("given-up write: %v", err)
 		}
-		return carryOut, nil
-	})
-	p := bytes.Repeat([]byte{1}, 4096)
-	ctx, cancel := context.WithCancel(t.Context())
-	given := make(chan error)
-	go func() { given <- v.WriteAt(ctx, p, 0) }()
-	c.eventually("the write has arrived", func() bool { return arrived > 0 })
-	cancel()
-	if err := <-given; !errors.Is(err, context.Canceled) {
-		t.Fatalf("given-up write: %v", err)
-	}
-	clear(p) // the caller's again
-	second := make(chan error)
-	go func() { second <- v.WriteAt(t.Context(), bytes.Repeat([]byte{2}, 4096), 0) }()
-	paused := make(chan error)
-	go func() { paused <- c.call(t.Context(), wire.KindPause, wire.Pause{Attachment: 1}) }()
-	c.eventually("the given-up write is repeated", func() bool { return arrived > 5 })
-	select {
-	case err := <-second:
-		t.Fatalf("an overlapping write went ahead: %v", err)
-	case err := <-paused:
-		t.Fatalf("paused with a write of unknown outcome: %v", err)
-	default:
-	}
-	c.setFault(nil)
-	if err := <-paused; err != nil {
-		t.Fatal(err)
-	}
-	if err := c.call(t.Context(), wire.KindProceed, wire.Proceed{Attachment: 1, Context: c.context(1)}); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-second; err != nil {
-		t.Fatal(err)
-	}
-	if got := read(t, v, 0, 1); got[0] != 2 {
-		t.Errorf("the block holds %d", got[0])
-	}
-	if n := len(c.applied); n != 2 {
-		t.Errorf("%d writes were carried out, want 2", n)
+		clear(p) // the caller's again
+		second := make(chan error)
+		go func() { second <- v.WriteAt(t.Context(), bytes.Repeat([]byte{2}, 4096), 0) }()
+		paused := make(chan error)
+		go func() { paused <- c.call(t.Context(), wire.KindPause, wire.Pause{Attachment: 1}) }()
+		c.eventually("the given-up write is repeated", func() bool { return arrived > test.arrive+3 })
+		select {
+		case err := <-second:
+			t.Fatalf("an overlapping write went ahead: %v", err)
+		case err := <-paused:
+			t.Fatalf("paused with a write of unknown outcome: %v", err)
+		default:
+		}
+		c.setFault(nil)
+		if err := <-paused; err != nil {
+			t.Fatal(err)
+		}
+		c.mu.Lock()
+		next := c.context(1)
+		if got := c.blocks[blockID{chunk.Ref{Volume: testVolume}, 0}][1][0]; got != 1 {
+			t.Errorf("repeated with %d, which is not what was written", got)
+		}
+		c.mu.Unlock()
+		if err := c.call(t.Context(), wire.KindProceed, wire.Proceed{Attachment: 1, Context: next}); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-second; err != nil {
+			t.Fatal(err)
+		}
+		if got := read(t, v, 0, 1); got[0] != 2 {
+			t.Errorf("the block holds %d", got[0])
+		}
+		if n := len(c.history()); n != test.applied {
+			t.Errorf("%d writes were carried out, want %d", n, test.applied)
+		}
 	}
 }
 
@@ -381,10 +395,8 @@ func runModel(t *rapid.T, layout chunk.Layout, stretches [][][2]uint64) {
 	if !bytes.Equal(got, model[from:from+2*mib]) {
 		t.Errorf("the volume is not what was written")
 	}
-	for i := 1; i < len(c.applied); i++ {
-		if c.applied[i].Compare(c.applied[i-1]) < 0 {
-			t.Errorf("an operation stamped %v was carried out after one stamped %v", c.applied[i], c.applied[i-1])
-		}
+	if !slices.IsSortedFunc(c.history(), chunk.Token.Compare) {
+		t.Errorf("operations were carried out in the order %v", c.history())
 	}
 	if t.Failed() {
 		t.Errorf("faults were those of -seed %d", nemesis)
