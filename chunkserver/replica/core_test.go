@@ -99,6 +99,29 @@ func TestSuspectForgetful(t *testing.T) {
 	}
 }
 
+// TestLateStatusIsNoLie: an answer that an acknowledgement has overtaken tells
+// less than is certain by now, which is no contradiction.
+func TestLateStatusIsNoLie(t *testing.T) {
+	t.Parallel()
+	c := New(1, 1, State{})
+	c.Step(Configure{configuration(chunk.InSync, chunk.InSync)})
+	c.Step(Receive{2, Message{Kind: Status, Epoch: 5, Round: 1}})
+	c.Step(Submit{Ticket: 1, Epoch: 5, Op: write(0)})
+	c.Step(PeerUp{2})
+	c.Step(Submit{Ticket: 2, Epoch: 5, Op: write(1)})
+	c.Step(Durable{2})
+	if effects := c.Step(Receive{2, Message{Kind: Ack, Epoch: 5, LSN: 1}}); effects.Commit != 1 {
+		t.Fatalf("committed up to %d", effects.Commit)
+	}
+	effects := c.Step(Receive{2, Message{Kind: Status, Epoch: 5, Round: 2}})
+	if len(effects.Suspects) > 0 {
+		t.Errorf("suspects %v", effects.Suspects)
+	}
+	if len(effects.Send) != 1 || effects.Send[0].Message.Entry.LSN != 2 {
+		t.Errorf("sends %v", effects.Send)
+	}
+}
+
 // TestMinInSync: a primary takes writes only with a second copy in sync, or if
 // there is none to be had; it serves reads in any case.
 func TestMinInSync(t *testing.T) {

@@ -12,7 +12,7 @@
 // LSN, journals it, and sends it to the other members at the same time. It
 // acknowledges an operation when it is durable at every member that is in
 // sync, itself included: it is then committed. So each in-sync member alone
-// holds everything that was ever acknowledged.
+// holds everything that was ever acknowledged. Other members take no part.
 //
 // Reads are served by the primary only. A store shows what is applied, which
 // may not be committed and could still vanish with this chunkserver; so a
@@ -58,5 +58,6 @@
 // the [Effects] before the next. Its connections may lose what was sent when
 // they break, may deliver late, and may deliver again what was sent before on
 // an older one; they must not lose one message and deliver a later one without
-// a [PeerUp] at the sender.
+// a [PeerUp] at the sender. It tells members apart for certain, and bounds what
+// clients have under way, and thereby the tail.
 package replica

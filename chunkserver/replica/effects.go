@@ -13,7 +13,9 @@ type Effects struct {
 
 	// Journal is to be appended to the history, whose end it continues.
 	// [Durable] reports when it is durable; nobody waits for that before
-	// the effects below, as journaling and sending go on in parallel.
+	// the effects below, as journaling and sending go on in parallel. It
+	// can't be declined: a shell that fails here stops for good, as others
+	// may have the entries already.
 	Journal []chunk.Entry
 
 	// Send is to be sent, in this order for each receiver. What can't be

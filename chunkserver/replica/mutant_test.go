@@ -70,6 +70,18 @@ func TestMutants(t *testing.T) {
 			old: "c.sendStatus()", new: ""},
 		{name: "take a late status for the present one", file: "primary.go",
 			old: "if m.Round != p.round {", new: "if false {"},
+		{name: "take an old configuration", file: "core.go",
+			old: "config.Epoch < c.promised || config.Epoch <= c.config.Epoch", new: "config.Epoch == c.config.Epoch"},
+		{name: "forget the tokens in a crash", file: "core.go",
+			old: "tokens:    s.Tokens,", new: ""},
+		{name: "forget the tail in a crash", file: "core.go",
+			old: "newTail(s.Last, s.Tail)", new: "newTail(s.Last, nil)"},
+		{name: "look for one overlapping write, not the last", file: "tail.go",
+			old: "for lsn := t.next; lsn > t.first; {\n\t\tlsn--", new: "for lsn := t.first; lsn < t.next; lsn++ {"},
+		{name: "answer reads of a former epoch", file: "primary.go",
+			old: "for _, r := range c.lead.reads {\n\t\tc.refuse(r.ticket, chunk.ErrStaleEpoch)", new: "for _, r := range c.lead.reads {\n\t\tc.reply(Reply{Ticket: r.ticket})"},
+		{name: "acknowledge what a former epoch did not commit", file: "primary.go",
+			old: "c.refuse(s.ticket, chunk.ErrStaleEpoch)\n\t\t\ts.asked = false", new: "c.reply(Reply{Ticket: s.ticket})\n\t\t\ts.asked = false"},
 	} {
 		t.Run(m.name, func(t *testing.T) {
 			t.Parallel()

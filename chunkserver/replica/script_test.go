@@ -30,6 +30,8 @@ var rewrite = flag.Bool("rewrite", false, "write what the scripts say now into t
 //	sync 1,2                         all that is pending there becomes durable
 //	deliver 1->2 [n]                 all messages of a connection, or the first n
 //	lose 1->2                        lose what is on the connection and make a new one
+//	delay 1->2                       make a new connection; what is on the old one comes late
+//	late 1->2                        now
 //	tick 1
 //	crash 1                          nothing pending survives
 //	start 1                          a new process, and connections to all that run
@@ -122,6 +124,16 @@ func (s *stage) do(words []string) error {
 		from, to := a.link()
 		s.link(from, to).queue = nil
 		s.connect(from, to)
+	case "delay":
+		from, to := a.link()
+		s.connect(from, to)
+	case "late":
+		from, to := a.link()
+		l := s.link(from, to)
+		for _, m := range l.late {
+			s.step(s.node(to), Receive{from, m})
+		}
+		l.late = nil
 	case "tick":
 		s.step(s.some(a)[0], Tick{})
 	case "crash":

@@ -166,7 +166,10 @@ func (w *world) settled() bool {
 	}
 	for _, m := range w.config.Members {
 		n := w.node(m.Node)
-		if m.State == chunk.InSync && (n.core == nil || len(n.pending) > 0 || n.core.commit != n.last()) {
+		if n.core == nil || n.core.config.Epoch != w.config.Epoch {
+			return false
+		}
+		if m.State == chunk.InSync && (len(n.pending) > 0 || n.core.commit != n.last()) {
 			return false
 		}
 	}
