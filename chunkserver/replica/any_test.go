@@ -15,8 +15,9 @@ func TestAnyEvents(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := New(1, 1, history(2, 1, 1, 2))
 		w := witness{last: 3, commit: 2, waiting: make(map[Ticket]bool)}
-		for range rapid.IntRange(1, 200).Draw(t, "events") {
-			e := anyEvent(t, w.last, w.ask())
+		w.see(t, c.Step(Configure{anyConfig(t, 5)}), c)
+		for range rapid.IntRange(100, 500).Draw(t, "events") {
+			e := anyEvent(t, c, w.ask())
 			w.see(t, c.Step(e), c)
 		}
 	})
@@ -73,48 +74,68 @@ func (w *witness) see(t *rapid.T, effects Effects, c *Core) {
 	}
 }
 
-func anyEvent(t *rapid.T, last chunk.LSN, ticket Ticket) Event {
-	node := func() chunk.NodeID { return chunk.NodeID(rapid.Uint32Range(0, 3).Draw(t, "node")) }
-	epoch := func() chunk.Epoch { return chunk.Epoch(rapid.Uint64Range(0, 6).Draw(t, "epoch")) }
-	lsn := func() chunk.LSN {
-		return chunk.LSN(rapid.OneOf(rapid.Uint64Range(0, uint64(last)+2), rapid.Just(^uint64(0))).Draw(t, "lsn"))
-	}
-	config := func() chunk.Copyset {
-		c := chunk.Copyset{ID: 9, Epoch: epoch(), Primary: node()}
-		for id := range chunk.NodeID(rapid.IntRange(0, 3).Draw(t, "members")) {
-			state := rapid.SampledFrom([]chunk.MemberState{chunk.InSync, chunk.InSync, chunk.Syncing, chunk.Out}).Draw(t, "state")
-			c.Members = append(c.Members, chunk.Member{Node: id + 1, Incarnation: 1, State: state})
-		}
-		return c
-	}
+// anyEvent draws an event, from near what a core may expect at the time.
+func anyEvent(t *rapid.T, c *Core, ticket Ticket) Event {
 	op := write(rapid.IntRange(0, 3).Draw(t, "block"))
-	switch rapid.IntRange(0, 7).Draw(t, "kind") {
+	op.Token.Attachment += rapid.Uint64Range(0, 1).Draw(t, "token")
+	epoch := anyEpoch(t, c)
+	node := chunk.NodeID(rapid.Uint32Range(1, 3).Draw(t, "node"))
+	switch rapid.IntRange(0, 15).Draw(t, "kind") {
 	case 0:
-		return Configure{config()}
+		return Configure{anyConfig(t, epoch)}
 	case 1:
-		return Seal{ticket, epoch()}
-	case 2:
-		return Submit{ticket, epoch(), op}
-	case 3:
-		return Read{ticket, epoch(), op.Ref, op.Off, op.Len}
-	case 4:
-		return Durable{min(lsn(), last)}
+		return Seal{ticket, epoch}
+	case 2, 3, 4:
+		return Submit{ticket, epoch, op}
 	case 5:
-		return PeerUp{node()}
-	case 6:
+		return Read{ticket, epoch, op.Ref, op.Off, op.Len}
+	case 6, 7:
+		return Durable{min(anyLSN(t, c), c.tail.last())}
+	case 8:
+		return PeerUp{node}
+	case 9:
 		return Tick{}
 	}
+	return Receive{node, anyMessage(t, c, epoch, op)}
+}
+
+// anyEpoch draws an epoch, mostly the present one.
+func anyEpoch(t *rapid.T, c *Core) chunk.Epoch {
+	if rapid.IntRange(0, 15).Draw(t, "other epoch") == 0 {
+		return chunk.Epoch(rapid.Uint64Range(0, uint64(c.promised)+1).Draw(t, "epoch"))
+	}
+	return c.config.Epoch
+}
+
+// anyLSN draws an LSN, mostly one near the end of the history.
+func anyLSN(t *rapid.T, c *Core) chunk.LSN {
+	return chunk.LSN(rapid.OneOf(
+		rapid.Uint64Range(uint64(c.commit), uint64(c.tail.next)+1),
+		rapid.SampledFrom([]uint64{0, uint64(c.tail.next), ^uint64(0)}),
+	).Draw(t, "lsn"))
+}
+
+// anyConfig draws a configuration, mostly one in which node 1 has a part.
+func anyConfig(t *rapid.T, epoch chunk.Epoch) chunk.Copyset {
+	state := rapid.SampledFrom([]chunk.MemberState{chunk.InSync, chunk.InSync, chunk.InSync, chunk.Syncing, chunk.Out})
+	c := configuration(rapid.SliceOfN(state, 1, 3).Draw(t, "states")...)
+	c.Epoch, c.Primary = epoch, rapid.SampledFrom([]chunk.NodeID{1, 1, 2, 3}).Draw(t, "primary")
+	return c
+}
+
+func anyMessage(t *rapid.T, c *Core, epoch chunk.Epoch, op chunk.Op) Message {
 	m := Message{
 		Kind:      MessageKind(rapid.Uint8Range(0, 6).Draw(t, "message")),
+		Epoch:     epoch,
 		Round:     rapid.Uint64Range(0, 3).Draw(t, "round"),
-		LSN:       lsn(),
-		Last:      lsn(),
-		LastEpoch: epoch(),
-		Entry:     chunk.Entry{Copyset: 9, Epoch: epoch(), LSN: lsn(), Commit: lsn(), Op: op},
+		LSN:       anyLSN(t, c),
+		Last:      anyLSN(t, c),
+		LastEpoch: c.lastEpoch,
+		Entry:     chunk.Entry{Copyset: 9, Epoch: epoch, LSN: anyLSN(t, c), Commit: anyLSN(t, c), Op: op},
 	}
-	if m.Epoch = epoch(); rapid.Bool().Draw(t, "configured") {
-		c := config()
-		m.Epoch, m.Config = c.Epoch, &c
+	if rapid.IntRange(0, 7).Draw(t, "configured") == 0 {
+		config := anyConfig(t, epoch)
+		m.Config = &config
 	}
-	return Receive{node(), m}
+	return m
 }
