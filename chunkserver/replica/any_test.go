@@ -82,7 +82,7 @@ func anyEvent(t *rapid.T, c *Core, ticket Ticket) Event {
 	node := chunk.NodeID(rapid.Uint32Range(1, 3).Draw(t, "node"))
 	switch rapid.IntRange(0, 15).Draw(t, "kind") {
 	case 0:
-		return Configure{anyConfig(t, epoch)}
+		return Configure{anyConfig(t, c.promised+chunk.Epoch(rapid.Uint64Range(0, 1).Draw(t, "later")))}
 	case 1:
 		return Seal{ticket, epoch}
 	case 2, 3, 4:

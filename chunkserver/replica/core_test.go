@@ -56,6 +56,7 @@ func TestSuspect(t *testing.T) {
 		{"less than is committed", Message{Last: 1, LastEpoch: 1}, true},
 		{"nothing", Message{}, true},
 		{"more than the primary", Message{Last: 5, LastEpoch: 4}, true},
+		{"more, by one turn of the ring", Message{Last: 3 + 16, LastEpoch: 3}, true},
 		{"another last entry", Message{Last: 4, LastEpoch: 3}, true},
 		{"another entry in the tail", Message{Last: 3, LastEpoch: 4}, true},
 	} {
