@@ -194,11 +194,7 @@ func (s *shard) unused(id layerID, needless *blockSet) (unused *blockSet, gone b
 	if l == nil {
 		return unused, true, nil
 	}
-	for i, p := range l.parts {
-		if p != nil {
-			unused[i] &^= p.data
-		}
-	}
+	l.each(func(i int, p *part) { unused[i] &^= p.data })
 	return unused, l.blocks() == 0, nil
 }
 

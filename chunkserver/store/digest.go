@@ -32,12 +32,10 @@ func (s *Store) Digest(ref chunk.Ref) ([]LayerDigest, error) {
 // checksums are.
 func (l *layer) digest() (d [16]byte) {
 	h := sha256.New()
-	for i, p := range l.parts {
-		if p != nil {
-			h.Write(binary.LittleEndian.AppendUint32(nil, uint32(i)))
-			h.Write(p.encode())
-		}
-	}
+	l.each(func(i int, p *part) {
+		h.Write(binary.LittleEndian.AppendUint32(nil, uint32(i)))
+		h.Write(p.encode())
+	})
 	copy(d[:], h.Sum(nil))
 	return d
 }

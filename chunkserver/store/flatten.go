@@ -62,46 +62,50 @@ func (s *shard) planFlatten(op *chunk.Op) ([]copyRun, error) {
 		return nil, err
 	}
 	var runs []copyRun
-	first, n := blocks(op.Off, op.Len)
-	for b := first; b < first+n; b++ {
-		parent := readsParent(c, op.Views, b)
-		if parent == nil {
+	left := new(blockSet) // of the range, what is not planned yet
+	for b, end := int(op.Off/chunk.BlockSize), int((op.Off+op.Len)/chunk.BlockSize); b < end; b++ {
+		left.add(b)
+	}
+	for _, v := range op.Views {
+		if v.Parent() == nil {
 			continue
 		}
-		r, err := s.resolution(parent, op.Ref.Index)
+		r, err := s.resolution(v.Parent(), op.Ref.Index)
 		if err != nil {
 			return nil, err
 		}
-		from := r.source(b)
-		if from == nil {
-			continue
-		}
-		_, _, sum := from.state(b)
-		if last := len(runs) - 1; last >= 0 && runs[last].from == from.id && runs[last].first+len(runs[last].sums) == b {
-			runs[last].sums = append(runs[last].sums, sum)
-		} else {
-			runs = append(runs, copyRun{from.id, b, []uint32{sum}})
+		missing := missingFrom(c, v.Lineage(), left)
+		for b := range missing.each {
+			if from := r.source(b); from != nil {
+				_, _, sum := from.state(b)
+				runs = appendRun(runs, from.id, b, sum)
+			}
+			left.remove(b)
 		}
 	}
 	return runs, nil
 }
 
-// readsParent returns the parent that some view reads the block from, or nil.
-// Every view sees layer 0, so none does if the block is there already.
-func readsParent(c *column, views []*chunk.View, block int) *chunk.View {
-views:
-	for _, v := range views {
-		if v.Parent() == nil {
-			continue
+// missingFrom returns those of some blocks that a lineage does not find in c,
+// and so reads from the parent. Every lineage sees layer 0, so what has been
+// copied is not among them.
+func missingFrom(c *column, lineage chunk.Lineage, some *blockSet) *blockSet {
+	missing := *some
+	eachSeen(c, lineage, func(l *layer) {
+		l.each(func(i int, p *part) { missing[i] &^= p.has() })
+	})
+	return &missing
+}
+
+// appendRun appends a block to runs, to the last run if it continues that.
+func appendRun(runs []copyRun, from layerID, block int, sum uint32) []copyRun {
+	if n := len(runs); n > 0 {
+		if last := &runs[n-1]; last.from == from && last.first+len(last.sums) == block {
+			last.sums = append(last.sums, sum)
+			return runs
 		}
-		for _, l := range c.layers {
-			if l.has(block) && v.Lineage().Sees(l.id.seq) {
-				continue views
-			}
-		}
-		return v.Parent()
 	}
-	return nil
+	return append(runs, copyRun{from, block, []uint32{sum}})
 }
 
 // copyRun copies the blocks of a run. Those that don't match their checksums

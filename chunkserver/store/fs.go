@@ -40,7 +40,7 @@ type File interface {
 	// CopyTo copies a range to the same place of dst without passing it
 	// through the caller, sharing the blocks where the file system can.
 	CopyTo(dst File, off, n int64) error
-	// Punch frees a range, which then reads as zeros.
+	// Punch frees a range, the content of which is undefined afterwards.
 	Punch(off, n int64) error
 	// Sync makes content and length durable.
 	Sync() error

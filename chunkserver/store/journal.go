@@ -23,6 +23,8 @@ const (
 	// maxBatch bounds what is written and synced at once, so that those who
 	// come last do not wait long for the first.
 	maxBatch = 4 << 20
+	// minSegment is the length of a segment that holds a few blocks.
+	minSegment = 32 << 10
 	// maxSegment bounds the memory that reading a segment takes.
 	maxSegment = 1 << 30
 	// maxFree is the number of unused segments that are kept for reuse.

@@ -81,8 +81,17 @@ func (p *part) has() uint64 { return p.data | p.zero }
 type layer struct {
 	id    layerID
 	parts [parts]*part // nil if all blocks are absent
+	kept  uint64       // Invariant: the parts that are not nil
 	dirty uint64       // parts that differ from the database
 	size  int64        // as counted in shard.bytes
+}
+
+// each calls fn for the parts that are there.
+func (l *layer) each(fn func(i int, p *part)) {
+	for m := l.kept; m != 0; m &= m - 1 {
+		i := bits.TrailingZeros64(m)
+		fn(i, l.parts[i])
+	}
 }
 
 // state tells about one block.
@@ -95,36 +104,30 @@ func (l *layer) state(block int) (data, zero bool, sum uint32) {
 	return p.data&bit != 0, p.zero&bit != 0, p.sums[block%partBlocks]
 }
 
-func (l *layer) has(block int) bool {
-	data, zero, _ := l.state(block)
-	return data || zero
-}
-
-func (l *layer) empty() bool {
-	for _, p := range l.parts {
-		if p != nil {
-			return false
-		}
-	}
-	return true
-}
+func (l *layer) empty() bool { return l.kept == 0 }
 
 // blocks counts the blocks that hold data.
 func (l *layer) blocks() int {
 	n := 0
-	for _, p := range l.parts {
-		if p != nil {
-			n += bits.OnesCount64(p.data)
-		}
-	}
+	l.each(func(_ int, p *part) { n += bits.OnesCount64(p.data) })
 	return n
+}
+
+// put makes p, or nil, part i.
+func (l *layer) put(i int, p *part) {
+	l.parts[i] = p
+	if p != nil {
+		l.kept |= 1 << i
+	} else {
+		l.kept &^= 1 << i
+	}
 }
 
 // change returns the part of block, to be changed.
 func (l *layer) change(block int) *part {
 	i := block / partBlocks
 	if l.parts[i] == nil {
-		l.parts[i] = new(part)
+		l.put(i, new(part))
 	}
 	l.dirty |= 1 << i
 	return l.parts[i]
@@ -157,15 +160,26 @@ func (l *layer) clear(i int, mask uint64) {
 		p.sums[bits.TrailingZeros64(m)] = 0
 	}
 	if p.has() == 0 {
-		l.parts[i] = nil
+		l.put(i, nil)
 	}
 }
 
 // blockSet is a set of the blocks of a chunk.
 type blockSet [parts]uint64
 
-func (s *blockSet) add(block int)           { s[block/partBlocks] |= 1 << (block % partBlocks) }
-func (s *blockSet) contains(block int) bool { return s[block/partBlocks]&(1<<(block%partBlocks)) != 0 }
+func (s *blockSet) add(block int)    { s[block/partBlocks] |= 1 << (block % partBlocks) }
+func (s *blockSet) remove(block int) { s[block/partBlocks] &^= 1 << (block % partBlocks) }
+
+// each is an iterator over the set, ascending.
+func (s *blockSet) each(yield func(block int) bool) {
+	for i := range s {
+		for m := s[i]; m != 0; m &= m - 1 {
+			if !yield(i*partBlocks + bits.TrailingZeros64(m)) {
+				return
+			}
+		}
+	}
+}
 
 func allBlocks() *blockSet {
 	s := new(blockSet)
@@ -177,18 +191,21 @@ func allBlocks() *blockSet {
 
 // runs calls fn for each maximal run of blocks in the set, in order.
 func (s *blockSet) runs(fn func(first, n int) error) error {
-	for b := 0; b < chunk.Blocks; {
-		if !s.contains(b) {
-			b++
+	first, n := 0, 0
+	for b := range s.each {
+		if n > 0 && b == first+n {
+			n++
 			continue
 		}
-		first := b
-		for b < chunk.Blocks && s.contains(b) {
-			b++
+		if n > 0 {
+			if err := fn(first, n); err != nil {
+				return err
+			}
 		}
-		if err := fn(first, b-first); err != nil {
-			return err
-		}
+		first, n = b, 1
 	}
-	return nil
+	if n == 0 {
+		return nil
+	}
+	return fn(first, n)
 }

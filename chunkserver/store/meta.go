@@ -286,7 +286,7 @@ func (m *meta) column(ref chunk.Ref) ([]*layer, error) {
 			if !ok {
 				return badMeta(bucketParts)
 			}
-			layers[len(layers)-1].parts[k[layerKeyLen]] = p
+			layers[len(layers)-1].put(int(k[layerKeyLen]), p)
 		}
 		return nil
 	})

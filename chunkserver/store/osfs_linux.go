@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 
@@ -97,6 +98,15 @@ func (d osFS) Database(name string) (*os.File, error) {
 	return os.OpenFile(d.path(name), os.O_RDWR|os.O_CREATE, 0o600)
 }
 
+// maxOpenFiles is the number of files that the process may have open.
+func maxOpenFiles() int {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 1024 // what Linux grants at least
+	}
+	return int(min(limit.Cur, math.MaxInt32))
+}
+
 // maxBuffers is the number of buffers that Linux takes in one pwritev.
 const maxBuffers = 1024
 
@@ -176,6 +186,9 @@ func copyThrough(dst, src *os.File, off, n int64) error {
 
 func (o osFile) Punch(off, n int64) error {
 	err := unix.Fallocate(int(o.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	if err == unix.EOPNOTSUPP {
+		return nil // the space stays taken, that is all
+	}
 	if err != nil {
 		return &os.PathError{Op: "punch", Path: o.f.Name(), Err: err}
 	}

@@ -50,26 +50,21 @@ func reach(c *column, lineage chunk.Lineage, reached map[*layer]*blockSet) {
 			set = new(blockSet)
 			reached[l] = set
 		}
-		for i, p := range l.parts {
-			if p != nil {
-				set[i] |= p.has() & unresolved[i]
-				unresolved[i] &^= p.has()
-			}
-		}
+		l.each(func(i int, p *part) {
+			set[i] |= p.has() & unresolved[i]
+			unresolved[i] &^= p.has()
+		})
 	})
 }
 
 // keepOnly makes the other blocks of l absent.
 func (s *Store) keepOnly(l *layer, keep *blockSet) {
-	for i, p := range l.parts {
-		if p == nil {
-			continue
-		}
+	l.each(func(i int, p *part) {
 		gone := p.has() &^ keep[i]
 		for m := p.data & gone; m != 0; m &= m - 1 {
 			s.used.Add(-1)
 			s.freeLater(l.id, i*partBlocks+bits.TrailingZeros64(m))
 		}
 		l.clear(i, gone)
-	}
+	})
 }

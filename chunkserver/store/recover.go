@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -53,9 +54,8 @@ func (j *journal) list(first uint64) ([]uint64, error) {
 	var numbers []uint64
 	for _, name := range names {
 		if strings.HasSuffix(name, freeSuffix) {
-			// It may not be complete; making a new one is the safe way.
-			if err := j.fs.Remove(journalDir + "/" + name); err != nil {
-				return nil, fmt.Errorf("free journal segment: %w", err)
+			if err := j.adopt(journalDir + "/" + name); err != nil {
+				return nil, err
 			}
 			continue
 		}
@@ -81,6 +81,27 @@ func (j *journal) list(first uint64) ([]uint64, error) {
 		return nil, fmt.Errorf("%w: %s is missing", ErrDamaged, segmentName(first))
 	}
 	return numbers, nil
+}
+
+// adopt keeps a file that a segment may be made of, or removes it if it is not
+// complete.
+func (j *journal) adopt(name string) error {
+	file, err := j.fs.Open(name)
+	if err != nil {
+		return fmt.Errorf("open unused journal segment: %w", err)
+	}
+	size, err := file.Size()
+	if err := errors.Join(err, file.Close()); err != nil {
+		return fmt.Errorf("open unused journal segment: %w", err)
+	}
+	if size == j.length && len(j.free) < maxFree {
+		j.free = append(j.free, name)
+		return nil
+	}
+	if err := j.fs.Remove(name); err != nil {
+		return fmt.Errorf("free journal segment: %w", err)
+	}
+	return nil
 }
 
 // replay reads the journal from its beginning to its end.

@@ -61,10 +61,7 @@ func (s *shard) resolution(view *chunk.View, index uint32) (*resolution, error) 
 func (r *resolution) descend(c *column, lineage chunk.Lineage, unresolved *blockSet) {
 	eachSeen(c, lineage, func(l *layer) {
 		var number uint16
-		for i, p := range l.parts {
-			if p == nil {
-				continue
-			}
+		l.each(func(i int, p *part) {
 			for m := p.data & unresolved[i]; m != 0; m &= m - 1 {
 				if number == 0 {
 					number, _ = r.number(l)
@@ -72,7 +69,7 @@ func (r *resolution) descend(c *column, lineage chunk.Lineage, unresolved *block
 				r.at[i*partBlocks+bits.TrailingZeros64(m)] = number
 			}
 			unresolved[i] &^= p.has()
-		}
+		})
 	})
 }
 

@@ -140,7 +140,7 @@ func readSegment(file File, name string, store uuid, number uint64) ([]byte, err
 	if err != nil {
 		return nil, fmt.Errorf("read journal segment: %w", err)
 	}
-	if size < 2*segmentHeader || size > maxSegment {
+	if size < minSegment || size > maxSegment {
 		return nil, fmt.Errorf("%w: %s is %d bytes long", ErrDamaged, name, size)
 	}
 	content := make([]byte, size)

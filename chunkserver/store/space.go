@@ -54,19 +54,22 @@ func (s *Store) Volumes() ([]chunk.VolumeID, error) {
 	if err != nil {
 		return nil, err
 	}
-	volumes := append(inMemory, saved...)
-	slices.Sort(volumes)
-	return slices.DeleteFunc(slices.Compact(volumes), func(v chunk.VolumeID) bool {
+	candidates := append(inMemory, saved...)
+	slices.Sort(candidates)
+	var volumes []chunk.VolumeID
+	for _, volume := range slices.Compact(candidates) {
+		indices, err := s.Chunks([]chunk.VolumeID{volume})
 		if err != nil {
-			return false
+			return nil, err
 		}
-		var indices []uint32
-		indices, err = s.Chunks([]chunk.VolumeID{v})
-		return len(indices) == 0
-	}), err
+		if len(indices) > 0 {
+			volumes = append(volumes, volume)
+		}
+	}
+	return volumes, nil
 }
 
-// volumes returns the volumes that have something to be saved.
+// volumes returns the volumes of which layers are in memory.
 func (t *table) volumes() []chunk.VolumeID {
 	set := make(map[chunk.VolumeID]struct{})
 	for i := range t.shards {

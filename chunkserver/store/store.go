@@ -24,7 +24,7 @@ type Options struct {
 	SegmentBytes    int64 // length of a journal segment; default 64 MiB; fixed when the directory is made
 	CheckpointBytes int64 // journal written before a checkpoint starts by itself; default 128 MiB; negative: never
 	CacheBytes      int64 // memory for clean metadata and resolutions; default 256 MiB
-	OpenFiles       int   // layer files held open; default 1024
+	OpenFiles       int   // layer files held open; default half of what the process may open, at most 8192
 	ReserveBytes    int64 // kept free for journal, checkpoint and deletes; default 1 GiB
 }
 
@@ -39,7 +39,7 @@ func (o Options) withDefaults(dir string) Options {
 	o.SegmentBytes = cmp.Or(o.SegmentBytes, 64<<20)
 	o.CheckpointBytes = cmp.Or(o.CheckpointBytes, 128<<20)
 	o.CacheBytes = cmp.Or(o.CacheBytes, 256<<20)
-	o.OpenFiles = cmp.Or(o.OpenFiles, 1024)
+	o.OpenFiles = cmp.Or(o.OpenFiles, min(8192, maxOpenFiles()/2))
 	o.ReserveBytes = cmp.Or(o.ReserveBytes, 1<<30)
 	return o
 }
@@ -148,7 +148,7 @@ func open(opts Options) (*Store, error) {
 	}
 	s := newStore(opts, f, m)
 	if err := s.start(); err != nil {
-		return nil, errors.Join(err, s.files.close(), m.close())
+		return nil, errors.Join(err, s.journal.close(), s.files.close(), m.close())
 	}
 	return s, nil
 }
@@ -158,6 +158,9 @@ func open(opts Options) (*Store, error) {
 func create(opts Options) (format, error) {
 	fs := opts.FS
 	f := format{store: newUUID(), segments: align(opts.SegmentBytes, chunk.BlockSize)}
+	if f.segments < minSegment || f.segments > maxSegment {
+		return format{}, fmt.Errorf("%w: journal segments of %d bytes", chunk.ErrInvalid, opts.SegmentBytes)
+	}
 	for _, dir := range []string{journalDir, layerDir} {
 		if err := fs.Mkdir(dir); err != nil {
 			return format{}, err
@@ -240,7 +243,7 @@ func (s *Store) start() error {
 	if err := s.journal.write([]*item{wordItem(record{kind: recordMark})}); err != nil {
 		close(s.stop)
 		s.helpers.Wait()
-		return errors.Join(err, s.journal.close())
+		return err
 	}
 	written := make(chan batch, 16)
 	s.pipeline.Go(func() { s.journal.run(s.fail, written) })
@@ -272,8 +275,13 @@ func (s *Store) close() error {
 	return errors.Join(err, s.journal.close(), s.files.close(), s.meta.close(), s.unlock())
 }
 
-// close closes the segment that is written.
-func (j *journal) close() error { return j.writer.segment.file.Close() }
+// close closes the segment that is written, if there is one.
+func (j *journal) close() error {
+	if j.writer.segment == nil {
+		return nil
+	}
+	return j.writer.segment.file.Close()
+}
 
 // ID is the UUID that the directory got when it was made.
 func (s *Store) ID() string { return s.format.store.String() }

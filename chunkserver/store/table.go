@@ -1,6 +1,7 @@
 package store
 
 import (
+	"math/bits"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -147,12 +148,7 @@ func (s *shard) changed(c *column, l *layer) {
 
 // measure counts anew what layer l of c takes. mu must be held for writing.
 func (s *shard) measure(c *column, l *layer) {
-	size := int64(layerSize)
-	for _, p := range l.parts {
-		if p != nil {
-			size += partSize
-		}
-	}
+	size := int64(layerSize + bits.OnesCount64(l.kept)*partSize)
 	s.bytes += size - l.size
 	c.size += size - l.size
 	l.size = size
