@@ -34,6 +34,7 @@ type world struct {
 	open    map[Ticket]*Core // asked, and not answered
 	reads   []Ticket         // executed, and not asked about
 
+	started   map[*Core]chunk.Epoch // in which it has served
 	authored  map[position]*chunk.Entry
 	committed []chunk.Entry // Invariant: only ever grows; LSN 1 comes first
 	commits   map[*Core]chunk.LSN
@@ -50,39 +51,6 @@ type position struct {
 type block struct {
 	ref   chunk.Ref
 	index int
-}
-
-// A client is an attachment of a volume.
-type client struct {
-	volume   chunk.VolumeID
-	token    chunk.Token
-	attached bool // its fence is in place
-	replaced bool // so is that of a later one
-	fenced   bool // it has been told
-	config   chunk.Copyset
-	requests []*request
-}
-
-// A request is what a client wants until it has it.
-type request struct {
-	client *client
-	id     uint64
-	op     chunk.Op // for a read, only where
-	isRead bool
-	floor  chunk.LSN // what was certain about the block when a read began
-	ticket Ticket    // of the last attempt; 0 if there is to be another
-}
-
-// data tells the request's operation, whatever its kind, from all others.
-func (r *request) data() []byte { return binary.LittleEndian.AppendUint64(nil, r.id) }
-
-// A wait is an attempt under way.
-type wait struct {
-	request *request
-	node    *node
-	run     chunk.Incarnation
-	epoch   chunk.Epoch
-	value   *chunk.Entry // of a read: who wrote what it found
 }
 
 // A violation is a broken invariant.
@@ -108,6 +76,7 @@ func newWorld(nodes int, story *strings.Builder) *world {
 		configs:  make(map[chunk.Epoch]chunk.Copyset),
 		waiting:  make(map[Ticket]*wait),
 		open:     make(map[Ticket]*Core),
+		started:  make(map[*Core]chunk.Epoch),
 		authored: make(map[position]*chunk.Entry),
 		commits:  make(map[*Core]chunk.LSN),
 		placed:   make(map[uint64]chunk.LSN),
@@ -124,37 +93,6 @@ func newWorld(nodes int, story *strings.Builder) *world {
 func (w *world) newID() uint64 {
 	w.ids++
 	return w.ids
-}
-
-// reset has a client give up its connections, get the map, and try again.
-func (w *world) reset(c *client) {
-	for _, r := range c.requests {
-		w.again(r)
-	}
-	c.config = w.config
-}
-
-func (w *world) again(r *request) {
-	delete(w.waiting, r.ticket)
-	r.ticket = 0
-	r.client.config = w.config
-}
-
-// ask hands a request to a node.
-func (w *world) ask(n *node, t Ticket, e Event) {
-	w.open[t] = n.core
-	w.step(n, e)
-}
-
-// disconnect tells the clients that a node's process is gone.
-func (w *world) disconnect(n *node) {
-	for _, c := range w.clients {
-		for _, r := range c.requests {
-			if wait := w.waiting[r.ticket]; wait != nil && wait.node == n {
-				w.again(r)
-			}
-		}
-	}
 }
 
 // settled reports whether there is nothing left to do.
@@ -199,7 +137,7 @@ func (w *world) check(n *node, _ Event, effects Effects) {
 	}
 }
 
-// checkAuthor: an epoch and an LSN name one operation.
+// checkAuthor, invariant 3: an epoch and an LSN name one operation.
 func (w *world) checkAuthor(e *chunk.Entry) {
 	p := position{e.Epoch, e.LSN}
 	if other := w.authored[p]; other == nil {
@@ -210,7 +148,7 @@ func (w *world) checkAuthor(e *chunk.Entry) {
 	}
 }
 
-// checkStanding: nobody acts under an epoch smaller than promised, or one that
+// checkStanding, invariant 4: nobody acts under an epoch smaller than promised, or one that
 // doesn't count on the present run of its process.
 func (w *world) checkStanding(n *node, epoch chunk.Epoch) {
 	if epoch < n.disk.promised {
@@ -222,12 +160,19 @@ func (w *world) checkStanding(n *node, epoch chunk.Epoch) {
 	}
 }
 
-// checkStart: a primary serves when all that it began with is durable at all
-// members in sync.
+// checkStart, invariant 1: a primary serves when all that it begins with is
+// durable, and the same, at all members in sync.
 func (w *world) checkStart(n *node) {
+	if w.started[n.core] == n.core.Serving() {
+		return
+	}
+	w.started[n.core] = n.core.Serving()
 	for _, m := range n.core.config.Members {
-		if start := n.core.lead.start; m.State == chunk.InSync && len(w.node(m.Node).disk.entries) < int(start) {
-			w.fail("node %d serves epoch %d before member %d has everything up to %d", n.id, n.core.config.Epoch, m.Node, start)
+		disk := &w.node(m.Node).disk
+		for lsn := range n.core.lead.start {
+			if m.State == chunk.InSync && (len(disk.entries) <= int(lsn) || !same(&disk.entries[lsn], n.entry(lsn+1))) {
+				w.fail("node %d serves epoch %d before member %d has entry %d", n.id, n.core.config.Epoch, m.Node, lsn+1)
+			}
 		}
 	}
 }
@@ -254,7 +199,7 @@ func (w *world) checkCommit(n *node, lsn chunk.LSN) {
 	w.commits[n.core] = lsn
 }
 
-// checkHeld: every member in sync has a committed entry on its disk.
+// checkHeld, invariant 2: every member in sync has a committed entry on its disk.
 func (w *world) checkHeld(lsn chunk.LSN) {
 	for _, m := range w.config.Members {
 		disk := &w.node(m.Node).disk
@@ -264,7 +209,7 @@ func (w *world) checkHeld(lsn chunk.LSN) {
 	}
 }
 
-// checkToken: behind a token there is none that is smaller.
+// checkToken, invariant 5: behind a token there is none that is smaller.
 func (w *world) checkToken(e *chunk.Entry) {
 	if e.Op.Kind == chunk.OpPurge {
 		return
@@ -357,7 +302,7 @@ func (w *world) acknowledged(r *request) {
 // floor is what a read that begins now must show at least.
 func (w *world) floor(op *chunk.Op) chunk.LSN { return w.floors[blocksOf(op)[0]] }
 
-// checkRead: a read shows nothing older than what was acknowledged, or read,
+// checkRead, invariant 6: a read shows nothing older than what was acknowledged, or read,
 // before it began, and nothing that may still be lost. A fenced client is
 // promised nothing.
 func (w *world) checkRead(wait *wait) {
@@ -397,21 +342,6 @@ func (w *world) checkEnd() {
 	for lsn := range chunk.LSN(len(w.committed)) {
 		w.checkHeld(lsn + 1)
 	}
-}
-
-// read returns the entry that a block's content, as the store shows it, is
-// from: of those that are durable.
-func (n *node) read(op *chunk.Op) *chunk.Entry {
-	for i := len(n.disk.entries) - 1; i >= 0; i-- {
-		e := &n.disk.entries[i]
-		if e.Op.Kind == chunk.OpWrite || e.Op.Kind == chunk.OpZero {
-			if e.Op.Ref == op.Ref && e.Op.Off <= op.Off && op.Off < e.Op.Off+e.Op.Len {
-				found := *e
-				return &found
-			}
-		}
-	}
-	return nil
 }
 
 func blocksOf(op *chunk.Op) []block {
