@@ -61,6 +61,7 @@ type cluster struct {
 	resume   func() error                      // decides on resumes, if set
 	fault    func(*chunk.Op) (fault, error)    // decides on operations, if set
 	onRead   func(*wire.Read) (refusal error)  // decides on reads, if set
+	onOpen   func()                            // is called, without mu, before an attachment is given, if set
 	renewed  func()                            // is told of renewals, if set
 	onMap    func(m wire.Map) (wire.Map, bool) // changes what the map says, if set
 }
@@ -337,6 +338,11 @@ func (c *cluster) open(req wire.Open) (wire.Opened, error) {
 	}
 	vol := c.volume
 	vol.ReadOnly = req.ReadOnly
+	if onOpen := c.onOpen; onOpen != nil {
+		c.mu.Unlock()
+		onOpen()
+		c.mu.Lock()
+	}
 	c.last++
 	c.attached[c.last] = true
 	for i := range c.set {

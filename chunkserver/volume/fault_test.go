@@ -169,6 +169,26 @@ func TestAttachGivesBackWhatItCantUse(t *testing.T) {
 	c.eventually("the attachment is given back", func() bool { return len(c.attached) == 0 })
 }
 
+func TestAttachmentThatComesTooLateIsGivenBack(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 64*mib, chunk.Layout{})
+	asked, give := make(chan struct{}), make(chan struct{})
+	c.onOpen = func() {
+		close(asked)
+		<-give
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-asked
+		cancel()
+	}()
+	if _, err := c.session().Attach(ctx, "/v", "", false); !errors.Is(err, context.Canceled) {
+		t.Errorf("attached: %v", err)
+	}
+	close(give)
+	c.eventually("the attachment is given and given back", func() bool { return c.last == 1 && len(c.attached) == 0 })
+}
+
 func TestMapNeverGoesBack(t *testing.T) {
 	t.Parallel()
 	newer := wire.Map{Copysets: []chunk.Copyset{{Epoch: 5, Primary: 1}, {ID: 1, Epoch: 2, Primary: 1}}}
@@ -205,9 +225,12 @@ func TestGivenUpWriteIsFinishedInTheBackground(t *testing.T) {
 	}{{hang, 1, 2}, {loseReply, 3, 3}} {
 		c := newCluster(t, 64*mib, chunk.Layout{})
 		v := c.attach()
-		arrived := 0
+		arrived, maps := 0, 0
 		c.setFault(func(op *chunk.Op) (fault, error) {
-			switch arrived++; {
+			if arrived++; arrived == test.arrive {
+				maps = c.maps
+			}
+			switch {
 			case op.Data[0] != 1:
 				return carryOut, nil
 			case arrived == 1:
@@ -219,7 +242,9 @@ func TestGivenUpWriteIsFinishedInTheBackground(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		given := make(chan error)
 		go func() { given <- v.WriteAt(ctx, p, 0) }()
-		c.eventually("the write has arrived", func() bool { return arrived >= test.arrive })
+		c.eventually("the write has arrived, and its refusal was taken in", func() bool {
+			return arrived >= test.arrive && (test.first == hang || c.maps > maps)
+		})
 		cancel()
 		if err := <-given; !errors.Is(err, context.Canceled) {
 			t.Fatalf("given-up write: %v", err)

@@ -40,10 +40,11 @@ func (v *Volume) route(ctx context.Context, kind wire.Kind, index uint32, data [
 			return nil, false, v.attachment.err()
 		case !transient(err):
 			return nil, false, err
-		case ctx.Err() != nil:
-			return nil, unknown, fmt.Errorf("chunk %d/%d: %w: %w", v.volume.ID, index, ctx.Err(), err)
 		}
 		v.session.awaitMap(ctx, v.attachment, m, id, pause.next())
+		if ctx.Err() != nil {
+			return nil, unknown, fmt.Errorf("chunk %d/%d: %w: %w", v.volume.ID, index, ctx.Err(), err)
+		}
 	}
 }
 
