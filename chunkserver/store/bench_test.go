@@ -103,8 +103,8 @@ func BenchmarkWrite4K(b *testing.B) {
 	versus(b, chunk.BlockSize,
 		func(i int) {
 			ref, block := randomPlace(i)
-			mustB(b, writeAt(f, data, int64(ref.Index)*chunk.Size+int64(block)*chunk.BlockSize))
-			mustB(b, fdatasync(f))
+			must(b, writeAt(f, data, int64(ref.Index)*chunk.Size+int64(block)*chunk.BlockSize))
+			must(b, fdatasync(f))
 		},
 		func(i int) {
 			ref, block := randomPlace(i)
@@ -131,11 +131,11 @@ func BenchmarkWrite4KDepth32(b *testing.B) {
 			all.Add(1)
 			e := chunk.Entry{LSN: c.lsn, Commit: c.lsn - 1, Op: writeOp(ref, 1, block, data)}
 			err := s.Append(context.Background(), []chunk.Entry{e}, func(err error) {
-				mustB(b, err)
+				must(b, err)
 				<-slots
 				all.Done()
 			})
-			mustB(b, err)
+			must(b, err)
 		}
 		all.Wait()
 		return time.Since(start)
@@ -187,12 +187,12 @@ func benchRead(b *testing.B, c *client, view *chunk.View) {
 	versus(b, chunk.BlockSize,
 		func(i int) {
 			ref, block := randomPlace(i)
-			mustB(b, readAt(f, p, int64(ref.Index)*chunk.Size+int64(block)*chunk.BlockSize))
+			must(b, readAt(f, p, int64(ref.Index)*chunk.Size+int64(block)*chunk.BlockSize))
 		},
 		func(i int) {
 			ref, block := randomPlace(i)
 			ref.Volume = view.Volume()
-			mustB(b, c.ReadAt(view, ref, p, uint32(block*chunk.BlockSize)))
+			must(b, c.ReadAt(view, ref, p, uint32(block*chunk.BlockSize)))
 		})
 }
 
@@ -207,9 +207,9 @@ func BenchmarkFill(b *testing.B) {
 	versus(b, perRound*int64(len(data)),
 		func(i int) {
 			for j := range perRound {
-				mustB(b, writeAt(f, data, int64(i*perRound+j)*int64(len(data))))
+				must(b, writeAt(f, data, int64(i*perRound+j)*int64(len(data))))
 			}
-			mustB(b, fdatasync(f))
+			must(b, fdatasync(f))
 		},
 		func(i int) {
 			done := make(chan error, perRound)
@@ -221,10 +221,10 @@ func BenchmarkFill(b *testing.B) {
 					Off: uint32(at % chunk.Size), Len: uint32(len(data)), Data: data, Sums: sums,
 				}
 				e := chunk.Entry{LSN: c.lsn, Commit: c.lsn - 1, Op: op}
-				mustB(b, c.Append(context.Background(), []chunk.Entry{e}, func(err error) { done <- err }))
+				must(b, c.Append(context.Background(), []chunk.Entry{e}, func(err error) { done <- err }))
 			}
 			for range perRound {
-				mustB(b, <-done)
+				must(b, <-done)
 			}
 		})
 }
@@ -235,10 +235,10 @@ func BenchmarkRead1M(b *testing.B) {
 	f := benchFile(b, benchChunks*chunk.Size)
 	p := make([]byte, 1<<20)
 	versus(b, int64(len(p)),
-		func(i int) { mustB(b, readAt(f, p, int64(i%(benchChunks*16))<<20)) },
+		func(i int) { must(b, readAt(f, p, int64(i%(benchChunks*16))<<20)) },
 		func(i int) {
 			i %= benchChunks * 16
-			mustB(b, c.ReadAt(head(1), chunk.Ref{Volume: 1, Index: uint32(i / 16)}, p, uint32(i%16)<<20))
+			must(b, c.ReadAt(head(1), chunk.Ref{Volume: 1, Index: uint32(i / 16)}, p, uint32(i%16)<<20))
 		})
 }
 
@@ -254,8 +254,8 @@ func BenchmarkFirstWrite(b *testing.B) {
 			versus(b, chunk.BlockSize,
 				func(i int) {
 					ref, block := randomPlace(i)
-					mustB(b, writeAt(f, data, int64(ref.Index)*chunk.Size+int64(block)*chunk.BlockSize))
-					mustB(b, fdatasync(f))
+					must(b, writeAt(f, data, int64(ref.Index)*chunk.Size+int64(block)*chunk.BlockSize))
+					must(b, fdatasync(f))
 				},
 				func(i int) {
 					ref, block := randomPlace(i)
@@ -267,12 +267,33 @@ func BenchmarkFirstWrite(b *testing.B) {
 	}
 }
 
-func mustB(b *testing.B, err error) {
-	if err != nil {
-		b.Fatal(err)
-	}
-}
-
 func writeAt(f *os.File, p []byte, off int64) error { return osFile{f}.WriteAt(off, p) }
 func readAt(f *os.File, p []byte, off int64) error  { return osFile{f}.ReadAt(p, off) }
 func fdatasync(f *os.File) error                    { return osFile{f}.Sync() }
+
+// BenchmarkOpen opens a store with 64 GiB of layers after a clean stop.
+func BenchmarkOpen(b *testing.B) {
+	dir := b.TempDir()
+	s := mustOpen(b, dir, full())
+	full64 := savedPart{part: part{data: 1<<64 - 1}}
+	for index := uint32(0); index < 64<<30/chunk.Size; {
+		c := s.cut()
+		for range 256 {
+			full64.id = layerID{chunk.Ref{Volume: 1, Index: index}, 1}
+			for full64.index = range parts {
+				c.parts = append(c.parts, full64)
+			}
+			index++
+		}
+		must(b, s.meta.save(c))
+	}
+	must(b, s.Close())
+	b.ResetTimer()
+	for range b.N {
+		s, err := Open(dir, full())
+		must(b, err)
+		b.StopTimer()
+		must(b, s.Close())
+		b.StartTimer()
+	}
+}

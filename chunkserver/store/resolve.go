@@ -51,7 +51,7 @@ func (s *shard) resolution(view *chunk.View, index uint32) (*resolution, error) 
 	}
 	r.used.Store(true)
 	s.resolutions[key] = r
-	s.bytes += resolutionSize
+	s.grow(resolutionSize)
 	s.trim()
 	return r, nil
 }

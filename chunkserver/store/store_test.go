@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"math/bits"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -249,6 +250,42 @@ func TestReadsBesideWrites(t *testing.T) {
 	}
 	close(stop)
 	readers.Wait()
+}
+
+// What is in memory stays within the limit, however much is read, and the
+// count of it is right.
+func TestMemoryIsBounded(t *testing.T) {
+	opts := small
+	opts.CacheBytes = 1 << 20
+	s := mustOpen(t, t.TempDir(), opts)
+	c := &client{Store: s}
+	const volumes = 300
+	for volume := chunk.VolumeID(1); volume <= volumes; volume++ {
+		c.must(t, writeOp(chunk.Ref{Volume: volume, Index: 3}, 1, 0, stamped(uint64(volume), 1)))
+	}
+	must(t, s.Checkpoint(context.Background()))
+	for volume := chunk.VolumeID(1); volume <= volumes; volume++ {
+		if got := stampOf(c.mustRead(t, head(volume), 3, 0, 1)); got != uint64(volume) {
+			t.Errorf("volume %d shows %d", volume, got)
+		}
+		if bytes := s.table.bytes.Load(); bytes > opts.CacheBytes+20<<10 {
+			t.Fatalf("%d bytes in memory, %d allowed", bytes, opts.CacheBytes)
+		}
+	}
+	sh := s.table.shard(3)
+	sum := int64(len(sh.resolutions)) * resolutionSize
+	for _, c := range sh.columns {
+		sum += columnSize
+		for _, l := range c.layers {
+			sum += layerSize + int64(bits.OnesCount64(l.kept))*partSize
+		}
+	}
+	if sum != sh.bytes || sum != s.table.bytes.Load() {
+		t.Errorf("%d bytes in the shard, counted %d there and %d in all", sum, sh.bytes, s.table.bytes.Load())
+	}
+	if len(sh.resolutions) < 50 {
+		t.Errorf("only %d resolutions were kept", len(sh.resolutions))
+	}
 }
 
 // A deleted snapshot may still be read by somebody who does not know: what

@@ -14,14 +14,16 @@ import (
 // the same chunk index, so the table is cut into shards by index, and nothing
 // ever needs two of them.
 type table struct {
+	limit  int64        // of bytes, for what could be dropped
+	bytes  atomic.Int64 // Invariant: sum of those of the shards
 	shards [shards]shard
 }
 
 const shards = 64
 
 type shard struct {
+	table *table
 	load  func(chunk.Ref) ([]*layer, error) // from the database
-	limit int64                             // of bytes, for what could be dropped
 
 	// io is held while files of layers are changed together with their
 	// metadata. Readers don't take it, but for a second look at a block
@@ -55,10 +57,10 @@ const (
 )
 
 func newTable(limit int64, load func(chunk.Ref) ([]*layer, error)) *table {
-	t := new(table)
+	t := &table{limit: limit}
 	for i := range t.shards {
 		s := &t.shards[i]
-		s.load, s.limit = load, limit/shards
+		s.table, s.load = t, load
 		s.columns = make(map[chunk.Ref]*column)
 		s.resolutions = make(map[resolutionKey]*resolution)
 		s.dirty = make(map[*column]struct{})
@@ -82,8 +84,7 @@ func (s *shard) column(ref chunk.Ref) (*column, error) {
 	c := &column{ref: ref, layers: layers, dependents: make(map[*resolution]struct{})}
 	c.used.Store(true)
 	s.columns[ref] = c
-	c.size = columnSize
-	s.bytes += c.size
+	s.count(c, columnSize)
 	for _, l := range layers {
 		s.measure(c, l)
 	}
@@ -149,9 +150,19 @@ func (s *shard) changed(c *column, l *layer) {
 // measure counts anew what layer l of c takes. mu must be held for writing.
 func (s *shard) measure(c *column, l *layer) {
 	size := int64(layerSize + bits.OnesCount64(l.kept)*partSize)
-	s.bytes += size - l.size
-	c.size += size - l.size
+	s.count(c, size-l.size)
 	l.size = size
+}
+
+// count notes that c has grown by n bytes. mu must be held for writing.
+func (s *shard) count(c *column, n int64) {
+	c.size += n
+	s.grow(n)
+}
+
+func (s *shard) grow(n int64) {
+	s.bytes += n
+	s.table.bytes.Add(n)
 }
 
 // forgetEmpty takes the layers without blocks out of c. mu must be held for
@@ -161,23 +172,26 @@ func (s *shard) forgetEmpty(c *column) {
 		if !l.empty() {
 			return false
 		}
-		s.bytes -= l.size
-		c.size -= l.size
+		s.count(c, -l.size)
 		return true
 	})
 }
 
-// trim drops what was not used lately while there is more than the limit. mu
-// must be held for writing. What the database lacks stays.
+// trim drops what was not used lately while the table is over its limit, and
+// this shard has more than its share. mu must be held for writing. What the
+// database lacks stays.
 func (s *shard) trim() {
-	if s.bytes <= s.limit {
+	t := s.table
+	if t.bytes.Load() <= t.limit {
 		return
 	}
-	// Leave some room, so that this is not done for each new column.
-	enough := s.limit - s.limit/8
+	over := func() bool {
+		// Leave some room, so that this is not done for each new column.
+		return t.bytes.Load() > t.limit-t.limit/8 && s.bytes > t.limit/shards
+	}
 	for range 2 {
 		for _, r := range s.resolutions {
-			if s.bytes <= enough {
+			if !over() {
 				return
 			}
 			if !r.used.Swap(false) {
@@ -185,13 +199,13 @@ func (s *shard) trim() {
 			}
 		}
 		for ref, c := range s.columns {
-			if s.bytes <= enough {
+			if !over() {
 				return
 			}
 			_, dirty := s.dirty[c]
 			if len(c.dependents) == 0 && !dirty && !c.saving && !c.used.Swap(false) {
 				delete(s.columns, ref)
-				s.bytes -= c.size
+				s.grow(-c.size)
 			}
 		}
 	}
@@ -203,7 +217,7 @@ func (s *shard) drop(r *resolution) {
 		return
 	}
 	delete(s.resolutions, r.key)
-	s.bytes -= resolutionSize
+	s.grow(-resolutionSize)
 	for _, c := range r.columns {
 		delete(c.dependents, r)
 	}
