@@ -106,6 +106,16 @@ func (c *cluster) crash(n *node, survives int) {
 	}
 }
 
+// forget takes a disk back to when it had n entries.
+func (d *disk) forget(n int) {
+	d.entries = slices.Clone(d.entries[:n])
+	d.commit = min(d.commit, chunk.LSN(n))
+	d.promised = 0
+	if n > 0 {
+		d.promised = d.entries[n-1].Epoch
+	}
+}
+
 // connect replaces the connection in one direction. What was on the old one
 // may arrive late.
 func (c *cluster) connect(from, to chunk.NodeID) {

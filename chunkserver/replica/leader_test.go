@@ -46,10 +46,12 @@ func (s *sim) lead() {
 	}
 }
 
-// mustChange reports whether a member is another process by now.
+// mustChange reports whether a member is another process by now, or is not to
+// be relied on.
 func (s *sim) mustChange() bool {
 	for _, m := range s.config.Members {
-		if n := s.node(m.Node); m.State == chunk.InSync && n.core != nil && n.run != m.Incarnation {
+		n := s.node(m.Node)
+		if m.State == chunk.InSync && (n.core != nil && n.run != m.Incarnation || n.id == s.suspect) {
 			return true
 		}
 	}
@@ -68,7 +70,7 @@ func (s *sim) sealAndCommit(ch *change) bool {
 	for _, m := range ch.base.Members {
 		n := s.node(m.Node)
 		a, answered := ch.answers[m.Node]
-		if m.State == chunk.InSync && (!answered || a.run != n.run) {
+		if m.State == chunk.InSync && m.Node != s.suspect && (!answered || a.run != n.run) {
 			if s.alive(n) {
 				s.seal(ch, n)
 				return false
@@ -85,7 +87,7 @@ func (s *sim) sealAndCommit(ch *change) bool {
 // mayDrop reports whether the change goes on without a member that doesn't
 // answer: when two others are there, but not often.
 func (s *sim) mayDrop(ch *change) bool {
-	return !s.quiet && len(ch.answers) >= 2 && s.rng.IntN(4) == 0
+	return !s.quiet && s.forgetful == 0 && len(ch.answers) >= 2 && s.rng.IntN(4) == 0
 }
 
 // seal asks a node, whose answer comes at once.
@@ -116,7 +118,7 @@ func (s *sim) commit(ch *change) {
 	var best answer
 	for _, m := range ch.base.Members {
 		a, ok := ch.answers[m.Node]
-		if m.State == chunk.InSync && ok {
+		if m.State == chunk.InSync && m.Node != s.suspect && ok {
 			m.Incarnation = a.run
 			if next.Primary == 0 || a.lastEpoch > best.lastEpoch || a.lastEpoch == best.lastEpoch && a.last > best.last ||
 				a == best && s.rng.IntN(2) == 0 {

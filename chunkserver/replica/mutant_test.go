@@ -78,6 +78,8 @@ var protocolMutants = []mutant{
 		old: "c.sendStatus()", new: ""},
 	{name: "take a late status for the present one", file: "primary.go",
 		old: "if m.Round != p.round {", new: "if false {"},
+	{name: "go on with a member that lacks what is committed", file: "primary.go",
+		old: "m.Last < p.floor ||", new: ""},
 	{name: "take an old configuration", file: "core.go",
 		old: "config.Epoch < c.promised || config.Epoch <= c.config.Epoch", new: "config.Epoch == c.config.Epoch"},
 	{name: "forget the tokens in a crash", file: "core.go",

@@ -16,16 +16,19 @@ var (
 )
 
 // TestSim runs the protocol through random schedules of delivery, delay,
-// repetition and loss of messages, of slow disks, of crashes, restarts and
-// pauses, of competing metadata leaders, of clients that retry, and of
-// writers that don't know that they are replaced. Afterwards the faults stop,
+// repetition and loss of messages, of slow disks and one that loses its memory,
+// of crashes, restarts and pauses, of competing metadata leaders, of clients
+// that retry, and of writers that don't know that they are replaced. Afterwards the faults stop,
 // and everything has to come to its end. The checks are in world_test.go.
 func TestSim(t *testing.T) {
-	committed, epochs := 0, 0
+	committed, epochs, suspects := 0, 0, 0
 	for seed := *firstSeed; seed < *firstSeed+*seeds; seed++ {
 		w, err := simulate(seed, nil)
 		committed += len(w.committed)
 		epochs += len(w.configs)
+		if w.suspect != 0 {
+			suspects++
+		}
 		if err != nil {
 			var story strings.Builder
 			if *seeds == 1 {
@@ -34,8 +37,8 @@ func TestSim(t *testing.T) {
 			t.Fatalf("%sseed %d: %v\nits story: go test ./chunkserver/replica -run TestSim -seed %d -seeds 1", &story, seed, err, seed)
 		}
 	}
-	t.Logf("%d schedules with %d epochs and %d operations", *seeds, epochs, committed)
-	if *seeds >= 100 && (committed < 20*int(*seeds) || epochs < 3*int(*seeds)) {
+	t.Logf("%d schedules with %d epochs, %d operations and %d suspects", *seeds, epochs, committed, suspects)
+	if *seeds >= 1000 && (committed < 20*int(*seeds) || epochs < 3*int(*seeds) || suspects == 0) {
 		t.Errorf("that is too little to mean something")
 	}
 }
@@ -180,6 +183,25 @@ func (s *sim) crashOne() {
 	s.crash(n, survives)
 	delete(s.paused, n.id)
 	s.disconnect(n)
+	if s.mayForget(n) {
+		n.disk.forget(s.rng.IntN(len(n.disk.entries) + 1))
+		s.forgetful = n.id
+		s.logf("node %d has forgotten what follows %d", n.id, len(n.disk.entries))
+	}
+}
+
+// mayForget reports whether a disk becomes what it once was: that of one node
+// in one of four schedules, while there are two others to tell.
+func (s *sim) mayForget(n *node) bool {
+	if s.forgetful != 0 || len(s.nodes) < 3 || s.rng.IntN(4) > 0 {
+		return false
+	}
+	for _, m := range s.config.Members {
+		if m.State != chunk.InSync {
+			return false
+		}
+	}
+	return s.config.Epoch > 0
 }
 
 func (s *sim) restartOrResume(n *node) {

@@ -27,6 +27,9 @@ type world struct {
 	configs map[chunk.Epoch]chunk.Copyset // all that ever were
 	sealed  Reply
 
+	forgetful chunk.NodeID // whose disk may lack what it once had; 0 if none
+	suspect   chunk.NodeID // found out by a primary
+
 	clients []*client
 	ids     uint64
 	tickets Ticket
@@ -126,8 +129,11 @@ func (w *world) check(n *node, _ Event, effects Effects) {
 		w.checkStanding(n, epoch)
 		w.checkStart(n)
 	}
-	if len(effects.Suspects) > 0 {
-		w.fail("node %d suspects %v of lying", n.id, effects.Suspects)
+	for _, suspect := range effects.Suspects {
+		if suspect != w.forgetful {
+			w.fail("node %d suspects %d of lying", n.id, suspect)
+		}
+		w.suspect = suspect
 	}
 	if effects.Commit != 0 {
 		w.checkCommit(n, effects.Commit)
@@ -170,7 +176,7 @@ func (w *world) checkStart(n *node) {
 	for _, m := range n.core.config.Members {
 		disk := &w.node(m.Node).disk
 		for lsn := range n.core.lead.start {
-			if m.State == chunk.InSync && (len(disk.entries) <= int(lsn) || !same(&disk.entries[lsn], n.entry(lsn+1))) {
+			if w.relied(m) && (len(disk.entries) <= int(lsn) || !same(&disk.entries[lsn], n.entry(lsn+1))) {
 				w.fail("node %d serves epoch %d before member %d has entry %d", n.id, n.core.config.Epoch, m.Node, lsn+1)
 			}
 		}
@@ -199,11 +205,16 @@ func (w *world) checkCommit(n *node, lsn chunk.LSN) {
 	w.commits[n.core] = lsn
 }
 
+// relied reports whether a member must have what is committed.
+func (w *world) relied(m chunk.Member) bool {
+	return m.State == chunk.InSync && m.Node != w.forgetful
+}
+
 // checkHeld, invariant 2: every member in sync has a committed entry on its disk.
 func (w *world) checkHeld(lsn chunk.LSN) {
 	for _, m := range w.config.Members {
 		disk := &w.node(m.Node).disk
-		if m.State == chunk.InSync && (len(disk.entries) < int(lsn) || !same(&disk.entries[lsn-1], &w.committed[lsn-1])) {
+		if w.relied(m) && (len(disk.entries) < int(lsn) || !same(&disk.entries[lsn-1], &w.committed[lsn-1])) {
 			w.fail("node %d is in sync but does not have the committed entry %d", m.Node, lsn)
 		}
 	}
@@ -326,6 +337,7 @@ func (w *world) checkRead(wait *wait) {
 // checkEnd: in the end every request is answered unless its process has died,
 // and all members in sync have what is committed, and nothing else.
 func (w *world) checkEnd() {
+	w.forgetful = 0 // it has been found out, or got everything again
 	for t, core := range w.open {
 		for _, n := range w.nodes {
 			if n.core == core {
