@@ -1,8 +1,6 @@
 package replica
 
-import (
-	"github.com/localsnap/localsnap/chunkserver/chunk"
-)
+import "github.com/localsnap/localsnap/chunkserver/chunk"
 
 // State is what a store has kept of a copyset.
 type State struct {

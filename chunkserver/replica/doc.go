@@ -19,6 +19,11 @@
 // read is executed first and then asked about with [Read], and its answer
 // leaves when everything that it may have seen is committed.
 //
+// A volume has one writer at a time, whose token its operations carry. The
+// primary refuses a token below the largest that it has ordered. So once an
+// OpFence of a larger token is committed, every earlier writer is shut out, in
+// all epochs to come: the token is part of the history.
+//
 // # Epochs
 //
 // Failure of a primary is mended in three steps, which the metadata leader
@@ -30,11 +35,13 @@
 // The new primary probes the others, which tell what they have; sends each
 // what it lacks, from the tail of entries above the commit point that every
 // member keeps in memory; and serves nothing before its whole history is
-// durable at all in-sync members. Nothing is ever undone.
+// durable at all in-sync members. Nothing is ever undone. A member that lacks
+// what it acknowledged, or has what it can't have, is reported as suspect; the
+// copyset then waits for a configuration without it.
 //
 // Nothing of a smaller epoch survives the adoption of a larger one: waiting
 // clients are sent away, acknowledgements are counted anew, and a primary
-// that goes on as primary peers again like a new one.
+// that goes on as primary probes again like a new one.
 //
 // A process that was restarted takes part in nothing until a configuration
 // names its present incarnation. So it never resumes an epoch of which it has
