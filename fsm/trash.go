@@ -177,8 +177,9 @@ func (c RestoreFile) apply(s *State) (any, error) {
 // restored returns the volume that was restored from a path in /RecycleBin, if
 // a command that is now repeated has done so.
 func (s *State) restored(user, path string) (Volume, bool) {
-	id, err := strconv.ParseUint(path[strings.LastIndexByte(path, '-')+1:], 10, 64)
-	if err != nil {
+	dir, name := split(path)
+	id, err := strconv.ParseUint(name[strings.LastIndexByte(name, '-')+1:], 10, 64)
+	if dir != RecycleBin || err != nil {
 		return Volume{}, false
 	}
 	v, err := s.VolumeByID(chunk.VolumeID(id))
