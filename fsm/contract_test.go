@@ -648,6 +648,7 @@ func TestFilters(t *testing.T) {
 			{SnapshotFilter{Path: "/none"}, everything, " of 0"},
 			{SnapshotFilter{Status: &deleting}, everything, "going of 1"},
 			{SnapshotFilter{UUID: id(22)}, everything, "2 of 1"},
+			{SnapshotFilter{UUID: id(22)}, Page{1, 10}, " of 1"},
 			{SnapshotFilter{UUID: id(22), Path: "/a"}, everything, " of 0"},
 			{SnapshotFilter{UUID: id(22), User: "bob"}, everything, " of 0"},
 			{SnapshotFilter{UUID: id(4)}, everything, " of 0"}, // hidden
@@ -677,6 +678,7 @@ func TestFilters(t *testing.T) {
 			{TaskFilter{Status: &cloning}, everything, "/flattening of 1"},
 			{TaskFilter{Type: &recovering}, everything, "/full of 1"},
 			{TaskFilter{UUID: id(12)}, everything, "/flattening of 1"},
+			{TaskFilter{UUID: id(12)}, Page{0, 0}, " of 1"},
 			{TaskFilter{UUID: id(12), Destination: "/lazy"}, everything, " of 0"},
 			{TaskFilter{UUID: id(99)}, everything, " of 0"},
 		} {

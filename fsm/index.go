@@ -248,6 +248,14 @@ func page[T any](s *State, i index, group string, p Page, get func(value []byte)
 	return found, total
 }
 
+// single returns a part of a list of one.
+func single[T any](t T, p Page) []T {
+	if p.Offset > 0 || p.Limit <= 0 {
+		return []T{}
+	}
+	return []T{t}
+}
+
 // counter names a sequence of numbers, of which none is handed out twice.
 type counter string
 

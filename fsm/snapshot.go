@@ -130,10 +130,10 @@ func (s *State) SnapshotByUUID(user string, id uuid.UUID, path string) (Snapshot
 func (s *State) Snapshots(f SnapshotFilter, p Page) (snapshots []Snapshot, total int) {
 	if f.UUID != uuid.Nil {
 		n, err := s.SnapshotByUUID(Root, f.UUID, f.Path)
-		if err != nil || !f.match(&n) || p.Offset > 0 || p.Limit == 0 {
+		if err != nil || !f.match(&n) {
 			return []Snapshot{}, 0
 		}
-		return []Snapshot{n}, 1
+		return single(n, p), 1
 	}
 	get := func(id []byte) Snapshot { return s.snapshot(uuid.UUID(id)) }
 	match := f.match

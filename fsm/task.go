@@ -91,10 +91,10 @@ func (s *State) Tasks(f TaskFilter, p Page) (tasks []Task, total int) {
 	switch {
 	case f.UUID != uuid.Nil:
 		t, err := s.Task(Root, f.UUID)
-		if err != nil || !f.match(&t) || p.Offset > 0 || p.Limit == 0 {
+		if err != nil || !f.match(&t) {
 			return []Task{}, 0
 		}
-		return []Task{t}, 1
+		return single(t, p), 1
 	case f.Destination != "":
 		index, group = byDestination, text(f.Destination)
 	case f.User != "":
