@@ -18,6 +18,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"sync"
 
@@ -25,7 +26,8 @@ import (
 )
 
 // maxPending bounds the requests of one connection that are being worked on,
-// and maxPendingBytes their payloads; beyond either nothing more is read.
+// and maxPendingBytes their payloads, as well as the replies that the peer has
+// not taken yet; beyond any of these nothing more is read.
 const (
 	maxPending      = 1024
 	maxPendingBytes = 64 << 20
@@ -109,6 +111,7 @@ func (c *Conn) fail(err error) {
 	}
 	c.out.close()
 	c.nc.Close()
+	c.out.await(math.MaxUint64) // then no call's data is referenced any more
 	for _, done := range calls {
 		done(nil, fmt.Errorf("%w: connection lost: %w", ErrUnavailable, err))
 	}
@@ -133,7 +136,7 @@ func (c *Conn) begin(kind Kind, head, data []byte, done func([]byte, error)) (id
 	id = c.lastID
 	c.calls[id] = done
 	c.mu.Unlock()
-	frame, _ = c.out.enqueue(header{kind: kind, id: id}, head, data) // a closed outbox comes with fail, which calls done
+	frame = c.out.enqueue(header{kind: kind, id: id}, head, data) // a closed outbox comes with fail, which calls done
 	return id, frame
 }
 
@@ -201,6 +204,7 @@ func (c *Conn) replied(h header, payload []byte) {
 
 // admit counts a request in, after waiting for room. False: connection ended.
 func (c *Conn) admit(n int) bool {
+	c.out.drain(maxPendingBytes)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for c.calls != nil && c.pending > 0 && (c.pending >= maxPending || c.bytes+n > maxPendingBytes) {

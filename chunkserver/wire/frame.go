@@ -42,6 +42,10 @@ func (h header) append(b []byte) []byte {
 	return binary.LittleEndian.AppendUint64(b, h.id)
 }
 
+// newReader buffers what readFrame reads: many small frames, or the start of
+// a large one, with one system call.
+func newReader(r io.Reader) *bufio.Reader { return bufio.NewReaderSize(r, 64<<10) }
+
 // readFrame reads one frame. The payload is fresh memory.
 func readFrame(r *bufio.Reader) (header, []byte, error) {
 	b, err := r.Peek(headerLen)

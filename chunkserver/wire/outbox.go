@@ -6,26 +6,33 @@ import (
 	"time"
 )
 
-// writeTimeout bounds how long a peer may refuse to take bytes before the
-// connection is given up.
-const writeTimeout = 10 * time.Second
+const (
+	// writeTimeout bounds how long a peer may take over writeSize bytes
+	// before the connection is given up.
+	writeTimeout = 10 * time.Second
+	writeSize    = 4 << 20
+)
 
 // outbox collects frames while the previous ones are being written, so that
 // one system call sends all that has gathered. What it holds is bounded by
-// whoever enqueues: requests by the windows of clients, replies by requests.
+// whoever enqueues: requests by the windows of clients; replies by requests,
+// none of which is read while the outbox holds more than maxPendingBytes.
 type outbox struct {
 	mu      sync.Mutex
 	changed sync.Cond // something was put, written, or closed
 	next    batch
 	put     uint64 // frames ever put
 	written uint64 // frames ever written
-	closed  bool
+	size    int    // bytes put and not yet written
+	closed  bool   // nothing more is put or written
+	stopped bool   // run has returned and references nothing any more
 }
 
 // batch is a run of bytes with larger pieces to be inserted by reference.
 type batch struct {
 	bytes []byte
 	cuts  []cut
+	size  int
 }
 
 // cut inserts data after the first at bytes of a batch.
@@ -35,26 +42,29 @@ type cut struct {
 }
 
 // enqueue adds a frame. head is copied; data is referenced and must not
-// change until the frame is written. It returns the frame's number, and
-// false if the outbox is closed.
-func (o *outbox) enqueue(h header, head, data []byte) (uint64, bool) {
+// change until the frame is written. It returns the frame's number, or 0 if
+// the outbox is closed.
+func (o *outbox) enqueue(h header, head, data []byte) uint64 {
 	h.length = uint32(len(head) + len(data))
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.closed {
-		return 0, false
+		return 0
 	}
 	o.next.bytes = append(h.append(o.next.bytes), head...)
 	if len(data) > 0 {
 		o.next.cuts = append(o.next.cuts, cut{len(o.next.bytes), data})
 	}
+	o.next.size += headerLen + int(h.length)
+	o.size += headerLen + int(h.length)
 	o.put++
 	o.changed.Broadcast()
-	return o.put, true
+	return o.put
 }
 
 // run writes what is enqueued until the outbox is closed or writing fails.
 func (o *outbox) run(nc net.Conn) error {
+	defer o.stop()
 	var spare batch
 	var vec net.Buffers
 	for {
@@ -67,15 +77,11 @@ func (o *outbox) run(nc net.Conn) error {
 			return nil
 		}
 		full, last := o.next, o.put
-		o.next = batch{spare.bytes[:0], spare.cuts[:0]}
+		o.next = batch{bytes: spare.bytes[:0], cuts: spare.cuts[:0]}
 		o.mu.Unlock()
 
-		if err := nc.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-			return err
-		}
 		vec = full.vectors(vec[:0])
-		pending := vec
-		if _, err := pending.WriteTo(nc); err != nil {
+		if err := write(nc, vec); err != nil {
 			return err
 		}
 		clear(vec)
@@ -84,9 +90,30 @@ func (o *outbox) run(nc net.Conn) error {
 
 		o.mu.Lock()
 		o.written = last
+		o.size -= full.size
 		o.changed.Broadcast()
 		o.mu.Unlock()
 	}
+}
+
+// write writes vec in stretches of about writeSize bytes.
+func write(nc net.Conn, vec net.Buffers) error {
+	for len(vec) > 0 {
+		n, size := 0, 0
+		for n < len(vec) && size < writeSize {
+			size += len(vec[n])
+			n++
+		}
+		if err := nc.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+			return err
+		}
+		stretch := vec[:n]
+		if _, err := stretch.WriteTo(nc); err != nil {
+			return err
+		}
+		vec = vec[n:]
+	}
+	return nil
 }
 
 func (b *batch) vectors(vec net.Buffers) net.Buffers {
@@ -105,7 +132,16 @@ func (b *batch) vectors(vec net.Buffers) net.Buffers {
 func (o *outbox) await(number uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for o.written < number && !o.closed {
+	for o.written < number && !o.stopped {
+		o.changed.Wait()
+	}
+}
+
+// drain waits while more than limit bytes have not been written.
+func (o *outbox) drain(limit int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for o.size > limit && !o.closed {
 		o.changed.Wait()
 	}
 }
@@ -115,5 +151,13 @@ func (o *outbox) close() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.closed = true
+	o.changed.Broadcast()
+}
+
+// stop is what run does last.
+func (o *outbox) stop() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.closed, o.stopped = true, true
 	o.changed.Broadcast()
 }

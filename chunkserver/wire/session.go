@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 )
 
@@ -58,8 +60,12 @@ func Dial(ctx context.Context, dial Dialer, address string, hello Hello, h Handl
 	if err != nil {
 		return nil, fmt.Errorf("%w: dial %s: %w", ErrUnavailable, address, err)
 	}
+	if err := watch(nc); err != nil {
+		nc.Close()
+		return nil, fmt.Errorf("%w: dial %s: %w", ErrUnavailable, address, err)
+	}
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
-	in := bufio.NewReaderSize(nc, 64<<10)
+	in := newReader(nc)
 	hello.Version = Version
 	if err := greet(nc, in, hello); err != nil {
 		nc.Close()
@@ -128,7 +134,8 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	for {
 		var nc net.Conn
 		if nc, err = ln.Accept(); err != nil {
-			if ne := net.Error(nil); errors.As(err, &ne) && ne.Timeout() {
+			if ctx.Err() == nil && passing(err) {
+				time.Sleep(acceptPause)
 				continue
 			}
 			break
@@ -151,6 +158,20 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	return fmt.Errorf("accept on %v: %w", ln.Addr(), err)
 }
 
+// acceptPause is how long to wait when there is no room for a connection.
+const acceptPause = 20 * time.Millisecond
+
+// passing reports whether a failure to accept a connection says nothing about
+// the next: the caller has given up, or the machine is short of something.
+func passing(err error) bool {
+	for _, e := range []error{unix.ECONNABORTED, unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
 // serve runs one connection from its greeting to its end.
 func (s *Server) serve(nc net.Conn) {
 	defer func() {
@@ -159,8 +180,12 @@ func (s *Server) serve(nc net.Conn) {
 		delete(s.conns, nc)
 		s.mu.Unlock()
 	}()
+	if err := watch(nc); err != nil {
+		s.Log.Debug("connection that ended at once", "peer", nc.RemoteAddr().String(), "err", err)
+		return
+	}
 	nc.SetDeadline(time.Now().Add(helloTimeout))
-	in := bufio.NewReaderSize(nc, 64<<10)
+	in := newReader(nc)
 	c := newConn(nc, in)
 	hello, err := readHello(in)
 	if err != nil {
@@ -231,14 +256,13 @@ func (s *Server) welcome(sess *session, c *Conn, hello Hello) error {
 		sess.latest.Close()
 		sess.latest = nil
 	}
+	// Ahead of whatever Accept lets others ask on c. It is sent by start.
+	c.out.enqueue(header{kind: KindHello, flags: flagReply}, nil, nil)
 	h, err := s.Accept(c, hello)
 	if err != nil {
 		return err
 	}
-	if err := c.nc.SetDeadline(time.Time{}); err != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	c.out.enqueue(header{kind: KindHello, flags: flagReply}, nil, nil)
+	c.nc.SetDeadline(time.Time{}) // fails only if nc is closed, as start will notice
 	sess.latest = c
 	c.start(h)
 	return nil

@@ -1,0 +1,85 @@
+package wire
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"runtime"
+	"strings"
+	"testing"
+)
+
+func frame(h header, payload string) []byte {
+	h.length = uint32(len(payload))
+	return append(h.append(nil), payload...)
+}
+
+func TestFrameRoundTrip(t *testing.T) {
+	t.Parallel()
+	want := header{kind: KindRead, flags: flagReply, code: codeFenced, id: 1<<63 + 5}
+	b := append(frame(want, "hello"), frame(header{kind: KindRenew}, "")...)
+	r := bufio.NewReader(bytes.NewReader(b))
+	got, payload, err := readFrame(r)
+	want.length = 5
+	if err != nil || got != want || string(payload) != "hello" {
+		t.Errorf("got %+v, %q, %v", got, payload, err)
+	}
+	if got, payload, err = readFrame(r); err != nil || got != (header{kind: KindRenew}) || payload != nil {
+		t.Errorf("got %+v, %q, %v", got, payload, err)
+	}
+	if _, _, err = readFrame(r); err != io.EOF {
+		t.Errorf("at the end: %v", err)
+	}
+}
+
+func TestFrameCutShort(t *testing.T) {
+	t.Parallel()
+	whole := frame(header{kind: KindRead}, "hello")
+	for n := 1; n < len(whole); n++ {
+		_, _, err := readFrame(bufio.NewReader(bytes.NewReader(whole[:n])))
+		if !errors.Is(err, io.ErrUnexpectedEOF) && !errors.Is(err, io.EOF) || err == io.EOF {
+			t.Errorf("after %d bytes: %v", n, err)
+		}
+	}
+}
+
+// A frame that announces too much is refused before memory is taken for it.
+func TestFrameTooLong(t *testing.T) {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range 100 {
+		h := header{length: MaxPayload + 1, kind: KindRead}
+		_, _, err := readFrame(bufio.NewReader(bytes.NewReader(h.append(nil))))
+		if err == nil || !strings.Contains(err.Error(), "announces") {
+			t.Fatal(err)
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if took := after.TotalAlloc - before.TotalAlloc; took > 100*16<<10 {
+		t.Errorf("%d bytes were taken for refused frames", took)
+	}
+}
+
+func FuzzFrame(f *testing.F) {
+	f.Add(frame(header{kind: KindRead, id: 7}, "hello"))
+	f.Add(append(frame(header{kind: KindHello}, "{}"), 1, 2, 3))
+	f.Add(header{length: MaxPayload + 1}.append(nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r := bufio.NewReader(bytes.NewReader(b))
+		var again []byte
+		for {
+			h, payload, err := readFrame(r)
+			if err != nil {
+				break
+			}
+			if len(payload) != int(h.length) || h.length > MaxPayload {
+				t.Fatalf("%d bytes for %+v", len(payload), h)
+			}
+			again = append(h.append(again), payload...)
+		}
+		if !bytes.HasPrefix(b, again) {
+			t.Fatalf("%x became %x", b, again)
+		}
+	})
+}
