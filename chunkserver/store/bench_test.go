@@ -39,6 +39,9 @@ func benchFile(b *testing.B, size int64) *os.File {
 	return f
 }
 
+// turn is the number of operations that are done here, then there.
+const turn = 64
+
 // versus runs own b.N times, and plain as often, in turns so that both meet
 // the same disk.
 func versus(b *testing.B, bytes int64, plain, own func(i int)) {
@@ -46,7 +49,6 @@ func versus(b *testing.B, bytes int64, plain, own func(i int)) {
 	b.SetBytes(bytes)
 	var times [2]time.Duration
 	b.ResetTimer()
-	const turn = 64
 	for done := 0; done < b.N; done += turn {
 		n := min(turn, b.N-done)
 		for which, fn := range []func(int){plain, own} {
@@ -229,17 +231,36 @@ func BenchmarkFill(b *testing.B) {
 		})
 }
 
+// BenchmarkRead1M reads one MiB after the other. From memory, computing the
+// checksums takes about as long as copying.
 func BenchmarkRead1M(b *testing.B) {
-	c := &client{Store: mustOpen(b, b.TempDir(), full())}
-	fill(b, c, 1, 1, benchChunks)
-	f := benchFile(b, benchChunks*chunk.Size)
-	p := make([]byte, 1<<20)
-	versus(b, int64(len(p)),
-		func(i int) { must(b, readAt(f, p, int64(i%(benchChunks*16))<<20)) },
-		func(i int) {
-			i %= benchChunks * 16
-			must(b, c.ReadAt(head(1), chunk.Ref{Volume: 1, Index: uint32(i / 16)}, p, uint32(i%16)<<20))
+	for _, cold := range []bool{false, true} {
+		b.Run(map[bool]string{false: "from memory", true: "from disk"}[cold], func(b *testing.B) {
+			c := &client{Store: mustOpen(b, b.TempDir(), full())}
+			fill(b, c, 1, 1, benchChunks)
+			f := benchFile(b, benchChunks*chunk.Size)
+			p := make([]byte, 1<<20)
+			versus(b, int64(len(p)),
+				func(i int) {
+					if cold && i%turn == 0 {
+						osFile{f}.Uncache(0, benchChunks*chunk.Size)
+					}
+					must(b, readAt(f, p, int64(i%(benchChunks*16))<<20))
+				},
+				func(i int) {
+					ref := chunk.Ref{Volume: 1, Index: uint32(i / 16 % benchChunks)}
+					if cold && i%turn == 0 {
+						for index := range uint32(benchChunks) {
+							file, err := c.files.reading(layerID{chunk.Ref{Volume: 1, Index: index}, 1})
+							must(b, err)
+							file.Uncache(0, chunk.Size)
+							c.files.release(file)
+						}
+					}
+					must(b, c.ReadAt(head(1), ref, p, uint32(i%16)<<20))
+				})
 		})
+	}
 }
 
 // BenchmarkFirstWrite writes each block for the first time after a snapshot,

@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -205,13 +206,13 @@ func (j *journal) release(number uint64) error {
 // discard takes segment number out of use. mu must be held.
 func (j *journal) discard(number uint64) error {
 	name := segmentName(number)
-	if len(j.free) >= maxFree {
+	free := strings.TrimSuffix(name, segmentSuffix) + freeSuffix
+	if len(j.free) >= maxFree || slices.Contains(j.free, free) {
 		if err := j.fs.Remove(name); err != nil {
 			return fmt.Errorf("free journal segment: %w", err)
 		}
 		return nil
 	}
-	free := strings.TrimSuffix(name, segmentSuffix) + freeSuffix
 	if err := j.fs.Rename(name, free); err != nil {
 		return fmt.Errorf("free journal segment: %w", err)
 	}

@@ -112,6 +112,73 @@ func TestStaleRecordsAreNotRead(t *testing.T) {
 	}
 }
 
+// Where a record is bad, a batch further on tells damage from a torn end.
+func TestLostBatches(t *testing.T) {
+	store := newUUID()
+	seg := &segment{number: 2, seed: segmentSeed(store, 2)}
+	for _, test := range []struct {
+		last  uint64 // batch of the last good record
+		ended bool   // which was the last of that
+		found uint64 // batch that begins further on
+		lost  bool
+	}{
+		{7, true, 7, false},  // left by a torn batch of an earlier run
+		{7, true, 8, false},  // of the batch that is torn
+		{7, true, 9, true},   // written when 8 was durable
+		{7, false, 7, false}, // of the batch that is torn
+		{7, false, 8, true},  // written when 7 was durable
+	} {
+		content := make([]byte, 4*chunk.BlockSize)
+		(&record{kind: recordMark, batch: test.found}).put(content[3*chunk.BlockSize:], seg.seed)
+		r := &replay{any: true, lastBatch: test.last, ended: test.ended}
+		if got := r.lost(seg, content, 2*chunk.BlockSize); got != test.lost {
+			t.Errorf("%+v: lost %v", test, got)
+		}
+	}
+}
+
+// Opening a store ends the journal with a whole batch, whatever was there.
+func TestOpenMarksTheEnd(t *testing.T) {
+	d := newDisk()
+	for range 3 {
+		s := mustOpen(t, "", onDisk(d))
+		w := &s.journal.writer
+		at := position{w.segment.number, w.off - chunk.BlockSize}
+		r, _, err := s.journal.read(at)
+		if err != nil || r.kind != recordMark || r.flags != flagLast || r.batch != w.batch {
+			t.Errorf("the journal ends with %+v, %v", r, err)
+		}
+		d.kill(s)
+	}
+}
+
+// Two files are never offered under one name for reuse.
+func TestUnusedSegmentsHaveNamesOfTheirOwn(t *testing.T) {
+	d := newDisk()
+	must(t, d.Mkdir(journalDir))
+	j := &journal{fs: d, store: newUUID(), length: minSegment}
+	discard := func(number uint64, recycle string) {
+		t.Helper()
+		s, err := makeSegment(d, j.store, number, j.length, recycle)
+		must(t, err)
+		must(t, s.file.Close())
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		must(t, j.discard(number))
+	}
+	discard(9, "")
+	discard(10, "")
+	discard(9, j.reusable()) // made of what was 10
+	for name := j.reusable(); name != ""; name = j.reusable() {
+		s, err := makeSegment(d, j.store, uint64(len(j.live)), j.length, name)
+		must(t, err)
+		j.live = append(j.live, s.number)
+	}
+	if len(j.live) != 1 {
+		t.Errorf("%d files for reuse, want 1", len(j.live))
+	}
+}
+
 func TestRecordRoundTrip(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for range 200 {

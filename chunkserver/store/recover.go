@@ -43,10 +43,6 @@ func (s *Store) recover(saved *cut) error {
 // list returns the numbers of the segments from first on, and takes files
 // that are none of them out of use.
 func (j *journal) list(first uint64) ([]uint64, error) {
-	// A process that was killed may have left names that are not durable.
-	if err := j.fs.SyncDir(journalDir); err != nil {
-		return nil, fmt.Errorf("sync journal: %w", err)
-	}
 	names, err := j.fs.List(journalDir)
 	if err != nil {
 		return nil, fmt.Errorf("list journal: %w", err)

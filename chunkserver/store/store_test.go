@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -250,6 +251,36 @@ func TestReadsBesideWrites(t *testing.T) {
 	}
 	close(stop)
 	readers.Wait()
+}
+
+// What a checkpoint is about to save is not dropped from memory before the
+// database has it, however little memory there is.
+func TestReadsWhileACheckpointSyncs(t *testing.T) {
+	d := newDisk()
+	syncing, proceed := make(chan struct{}, 8), make(chan struct{})
+	d.before = func(op, name string) {
+		if strings.HasPrefix(name, layerDir) {
+			syncing <- struct{}{}
+			<-proceed
+		}
+	}
+	opts := onDisk(d)
+	opts.CacheBytes = 1
+	c := &client{Store: mustOpen(t, "", opts)}
+	c.must(t, writeOp(ref10, 1, 0, filled(1, 1)))
+	release := sync.OnceFunc(func() { close(proceed) })
+	t.Cleanup(release) // before the store is closed
+	done := make(chan error, 1)
+	go func() { done <- c.Checkpoint(context.Background()) }()
+	<-syncing
+	for other := chunk.VolumeID(2); other < 10; other++ {
+		c.mustRead(t, head(other), 0, 0, 1)
+		if got := c.mustRead(t, head(1), 0, 0, 1); got[0] != 1 {
+			t.Fatalf("read %d", got[0])
+		}
+	}
+	release()
+	must(t, <-done)
 }
 
 // What is in memory stays within the limit, however much is read, and the
