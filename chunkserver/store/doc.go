@@ -64,4 +64,8 @@
 //     crash. The other members of the copyset know better: its history then
 //     ends before what they know to be committed.
 //   - Tokens of volumes are kept for good, also when the volume is purged.
+//   - Data is written twice, to the journal and to its layer, also where it
+//     fills a new volume in sequence.
+//   - A purge of a chunk is one step, as long as that takes: some milliseconds
+//     with a thousand snapshots.
 package store

@@ -20,7 +20,7 @@ import (
 
 var (
 	histLength = flag.Int("length", 25, "steps of a random history")
-	histCount  = flag.Int("histories", 1500, "number of random histories")
+	histCount  = flag.Int("histories", 600, "number of random histories")
 	histSeed   = flag.Uint64("seed", 0, "seed of the first history; 0: by chance")
 )
 
