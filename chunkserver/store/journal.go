@@ -28,8 +28,6 @@ const (
 	minSegment = 32 << 10
 	// maxSegment bounds the memory that reading a segment takes.
 	maxSegment = 1 << 30
-	// maxFree is the number of unused segments that are kept for reuse.
-	maxFree = 4
 )
 
 // journal is the write-ahead log of all copysets: segments, written one after
@@ -42,6 +40,7 @@ type journal struct {
 	fs     FS
 	store  uuid
 	length int64 // of a segment
+	spared int   // how many unused segments are kept for reuse
 	queue  *queue
 	spares chan spare    // the segments that follow, made ahead by makeSegments
 	stop   chan struct{} // closed to end makeSegments
@@ -207,7 +206,7 @@ func (j *journal) release(number uint64) error {
 func (j *journal) discard(number uint64) error {
 	name := segmentName(number)
 	free := strings.TrimSuffix(name, segmentSuffix) + freeSuffix
-	if len(j.free) >= maxFree || slices.Contains(j.free, free) {
+	if len(j.free) >= j.spared || slices.Contains(j.free, free) {
 		if err := j.fs.Remove(name); err != nil {
 			return fmt.Errorf("free journal segment: %w", err)
 		}

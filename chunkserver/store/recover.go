@@ -90,7 +90,7 @@ func (j *journal) adopt(name string) error {
 	if err := errors.Join(err, file.Close()); err != nil {
 		return fmt.Errorf("open unused journal segment: %w", err)
 	}
-	if size == j.length && len(j.free) < maxFree {
+	if size == j.length && len(j.free) < j.spared {
 		j.free = append(j.free, name)
 		return nil
 	}

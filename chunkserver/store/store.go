@@ -206,6 +206,7 @@ func newStore(opts Options, f format, m *meta) *Store {
 		files: newFiles(opts.FS, opts.OpenFiles),
 		journal: &journal{
 			fs: opts.FS, store: f.store, length: f.segments,
+			spared: 2 + int(max(0, opts.CheckpointBytes)/f.segments), // what a checkpoint frees, and the next
 			queue:  newQueue(opts.QueueBytes, f.segments-segmentHeader-chunk.BlockSize),
 			spares: make(chan spare),
 		},
