@@ -153,7 +153,7 @@ func TestReadsTheMapAnewWhenItAttaches(t *testing.T) {
 func TestAttachGivesBackWhatItCantUse(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 64*mib, chunk.Layout{})
-	c.onMap = func(m wire.Map) (wire.Map, bool) { return m, false }
+	c.onMap = func() error { return wire.ErrUnavailable }
 	s := c.session()
 	ctx, cancel := context.WithCancel(t.Context())
 	failed := make(chan error)
@@ -167,6 +167,25 @@ func TestAttachGivesBackWhatItCantUse(t *testing.T) {
 		t.Fatal("attached without a map")
 	}
 	c.eventually("the attachment is given back", func() bool { return len(c.attached) == 0 })
+}
+
+// A leader that says that it leads no more is left for another.
+func TestLeavesALeaderThatLeadsNoMore(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 64*mib, chunk.Layout{})
+	c.onMap = func() error {
+		if c.led == 1 {
+			return wire.NotLeader("m1")
+		}
+		return nil
+	}
+	v := c.attach()
+	write(t, v, pattern(1, 100), 0)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.led != 2 || c.resumes != 1 || c.last != 1 {
+		t.Errorf("%d connections to leaders, %d resumes, %d attachments", c.led, c.resumes, c.last)
+	}
 }
 
 func TestAttachmentThatComesTooLateIsGivenBack(t *testing.T) {

@@ -124,9 +124,9 @@ type Release struct {
 	Attachment uint64
 }
 
-// Resume continues an attachment on a new connection to a leader. The writer
-// has held its writes since the old connection was lost, and goes on with the
-// context of the answer; a pause that was begun before is void.
+// Resume continues an attachment on a new connection to a leader. A writer
+// that was paused on the old one has stayed so; it goes on with the context of
+// the answer, and that pause is void. One that was not paused has not stopped.
 type Resume struct {
 	Attachment uint64
 }

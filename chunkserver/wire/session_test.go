@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -34,7 +35,9 @@ func TestTakeover(t *testing.T) {
 	t.Parallel()
 	var handling, welcomed atomic.Bool
 	var late atomic.Int32
-	release := make(chan struct{})
+	blocked := make(chan struct{})
+	release := sync.OnceFunc(func() { close(blocked) })
+	defer release()
 	first := true
 	address := serve(t, func(_ *Conn, hello Hello) (Handler, error) {
 		if hello.Session != "s" || !first {
@@ -47,7 +50,7 @@ func TestTakeover(t *testing.T) {
 				late.Add(1)
 			}
 			handling.Store(true)
-			<-release
+			<-blocked
 			if welcomed.Load() {
 				late.Add(1)
 			}
@@ -64,7 +67,7 @@ func TestTakeover(t *testing.T) {
 
 	newer := make(chan error, 1)
 	go func() {
-		c, err := Dial(t.Context(), DialTCP, address, Hello{Session: "s"}, silent())
+		c, err := Dial(context.Background(), DialTCP, address, Hello{Session: "s"}, silent())
 		if err == nil {
 			_, err = c.Call(t.Context(), KindRead, nil, nil)
 			c.Close()
@@ -86,7 +89,7 @@ func TestTakeover(t *testing.T) {
 		t.Fatalf("welcomed too early: %v", err)
 	case <-time.After(20 * time.Millisecond): // time enough to be wrong
 	}
-	close(release)
+	release()
 	if err := <-newer; err != nil {
 		t.Errorf("the newer connection: %v", err)
 	}
