@@ -84,6 +84,10 @@ func (f *files) claim(id string) error {
 // reconcile makes sure that log, snapshots and state fit together, and begins
 // the log of a new cluster.
 func (f *files) reconcile(c Config) error {
+	first, err := f.disk.FirstIndex() // 0: the log is empty
+	if err != nil {
+		return fmt.Errorf("read the log: %w", err)
+	}
 	last, err := f.disk.LastIndex()
 	if err != nil {
 		return fmt.Errorf("read the log: %w", err)
@@ -95,6 +99,9 @@ func (f *files) reconcile(c Config) error {
 	var snapshot raft.SnapshotMeta // zero: none
 	if len(snapshots) > 0 {
 		snapshot = *snapshots[0]
+	}
+	if first > snapshot.Index+1 {
+		return fmt.Errorf("the log begins at entry %d, but the newest snapshot is of entry %d: one has been lost", first, snapshot.Index)
 	}
 	if applied := f.state.Applied(); applied > max(last, snapshot.Index) {
 		return fmt.Errorf("the state is at entry %d, but the log ends at %d: it has been lost or replaced", applied, max(last, snapshot.Index))

@@ -140,9 +140,15 @@ func TestCatchUpBySnapshot(t *testing.T) {
 
 func TestOpenRefuses(t *testing.T) {
 	t.Parallel()
-	c := startTrio(t)
+	c := newTrio(t)
+	c.config[0].SnapshotAfter = 1
+	c.config[1].SnapshotAfter = 1
+	c.config[2].SnapshotAfter = 1
+	c.startAll()
 	c.put(1, "one")
+	c.put(1, "two")
 	c.settled()
+	c.snapshots()
 
 	refused := func(name string, config Config, why string) {
 		t.Helper()
@@ -172,6 +178,11 @@ func TestOpenRefuses(t *testing.T) {
 	unnamed := c.config[0]
 	unnamed.ID = ""
 	refused("an invalid configuration", unnamed, "is not among")
+
+	if err := os.RemoveAll(filepath.Join(c.config[0].Dir, "snapshots")); err != nil {
+		t.Fatal(err)
+	}
+	refused("lost snapshots", c.config[0], "the newest snapshot is of entry 0")
 
 	if err := os.Remove(filepath.Join(c.config[0].Dir, "raft.db")); err != nil {
 		t.Fatal(err)

@@ -175,7 +175,7 @@ func TestCloseGivesUpOnDisk(t *testing.T) {
 	c := newTrio(t)
 	var disks [3]*faulty
 	for i := range c.config {
-		c.config[i].DiskTimeout = time.Second
+		c.config[i].DiskTimeout = 2 * time.Second
 		c.config[i].disk = func(d disk) disk {
 			disks[i] = &faulty{disk: d}
 			return disks[i]

@@ -62,8 +62,8 @@ var (
 	// may be repeated.
 	ErrUnknown = errors.New("outcome unknown")
 
-	errClosed = errors.New("server is closing")
-	errLost   = errors.New("leadership lost")
+	errClosed = fmt.Errorf("%w: server is closing", ErrNotLeader)
+	errLost   = fmt.Errorf("%w any more", ErrNotLeader)
 )
 
 // Node is a running member. Its methods may be called concurrently.
@@ -106,8 +106,9 @@ func (n *Node) Leader() (Server, bool) {
 func (n *Node) Failed() <-chan error { return n.failed }
 
 // Apply carries out a command and returns its value, or the *fsm.Error with
-// which it was refused. Any other error is ErrNotLeader, or ErrUnknown with the
-// context's error if that ended first.
+// which it was refused. Any other error is ErrNotLeader or ErrUnknown, or the
+// context's if that had ended before anything happened. If it ends later, the
+// error is ErrUnknown and the context's.
 func (n *Node) Apply(ctx context.Context, c fsm.Command) (any, error) {
 	data := fsm.Encode(c)
 	future, err := n.submit(ctx, func() raft.Future { return n.raft.Apply(data, 0) })
@@ -120,7 +121,7 @@ func (n *Node) Apply(ctx context.Context, c fsm.Command) (any, error) {
 
 // Read calls fn with a state that includes everything answered before the call
 // to Read, and returns what fn returns. Its own errors are ErrNotLeader, and
-// the context's if that ended first.
+// the context's if that ended first. They mean that fn was not called.
 func (n *Node) Read(ctx context.Context, fn func(*fsm.State) error) error {
 	if err := n.barrier(ctx); err != nil {
 		return fmt.Errorf("read: %w", err)
@@ -142,7 +143,7 @@ func (n *Node) barrier(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return fmt.Errorf("%w: %w", ErrNotLeader, err) // a barrier changes nothing
+	return fmt.Errorf("%w: %v", ErrNotLeader, err) // a barrier changes nothing
 }
 
 // submit hands a request to Raft and waits for its outcome. The future it
@@ -162,7 +163,7 @@ func (n *Node) submit(ctx context.Context, request func() raft.Future) (raft.Fut
 	}()
 	select {
 	case <-ctx.Done():
-		return nil, fmt.Errorf("%w: %w", ErrUnknown, context.Cause(ctx))
+		return nil, fmt.Errorf("%w: %w", ErrUnknown, ctx.Err())
 	case future := <-done:
 		return future, outcome(future.Error())
 	}
@@ -174,13 +175,13 @@ func (n *Node) acquire(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	if err := n.refusing(); err != nil {
-		return fmt.Errorf("%w: %w", ErrNotLeader, err)
+		return err
 	}
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-n.closing:
-		return fmt.Errorf("%w: %w", ErrNotLeader, errClosed)
+		return errClosed
 	case n.slots <- struct{}{}:
 		return nil
 	}
@@ -192,7 +193,7 @@ func (n *Node) refusing() error {
 	case <-n.closing:
 		return errClosed
 	case <-n.disk.broken:
-		return n.disk.err()
+		return fmt.Errorf("%w: %w", ErrNotLeader, n.disk.err())
 	default:
 		return nil
 	}

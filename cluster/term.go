@@ -13,10 +13,10 @@ type term struct {
 }
 
 // Lead calls fn each time this member has become leader and has applied all
-// that earlier leaders answered. The context of a call ends, with a cause, when
-// the leadership does, or ctx, or when the member closes. The next call is not
-// made before fn has returned. Lead returns when ctx has ended or the member
-// closes, and fn has returned.
+// that earlier leaders answered. The context of a call ends when the
+// leadership does or the member closes, with a cause that is an ErrNotLeader,
+// or with ctx. The next call is not made before fn has returned. Lead returns
+// when ctx has ended or the member closes, and fn has returned.
 //
 // Another member may lead already while fn has yet to learn that its term is
 // over: its commands are then refused, or must be refused by what they say.
@@ -111,11 +111,10 @@ func (n *Node) watch() {
 			n.config.Log.Info("cluster: leader changed", "leader", string(o.Data.(raft.LeaderObservation).LeaderID))
 		case <-broken:
 			broken = nil
-			err := n.disk.err()
-			n.config.Log.Error("cluster: giving up", "error", err)
-			n.endTerm(err)
+			n.config.Log.Error("cluster: giving up", "error", n.disk.err())
+			n.endTerm(n.refusing())
 			n.leave()
-			n.failed <- err
+			n.failed <- n.disk.err()
 		case <-n.stopped:
 			return
 		}

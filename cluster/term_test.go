@@ -62,7 +62,7 @@ func TestLead(t *testing.T) {
 				c.node[leader].raft.LeadershipTransferToServer(raft.ServerID(s.ID), raft.ServerAddress(s.Raft)).Error() == nil
 		})
 		<-term.Done()
-		if cause := context.Cause(term); !errors.Is(cause, errLost) {
+		if cause := context.Cause(term); !errors.Is(cause, errLost) || !errors.Is(cause, ErrNotLeader) {
 			t.Errorf("%s lost its leadership, and its term ended with %v", c.config[leader].ID, cause)
 		}
 	}
