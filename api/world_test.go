@@ -97,6 +97,7 @@ func (w *world) volume(t testing.TB, path string) (v fsm.Volume) {
 // belongs to a server that knows no leader.
 type member struct {
 	mu     sync.Mutex
+	looks  int    // how often Leader was called
 	leader string // address
 	self   bool
 	do     func(context.Context, fsm.Command) (any, error)
@@ -126,7 +127,29 @@ func (m *member) Read(ctx context.Context, _ func(*fsm.State) error) error {
 func (m *member) Leader() (string, bool, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.looks++
 	return m.leader, m.self, m.self || m.leader != ""
+}
+
+// looked waits until the leader was looked for so many times.
+func (m *member) looked(t testing.TB, times int) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	for tick := time.NewTicker(time.Millisecond); ; {
+		m.mu.Lock()
+		looks := m.looks
+		m.mu.Unlock()
+		if looks >= times {
+			tick.Stop()
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("the leader was looked for %d times, want %d", looks, times)
+		}
+	}
 }
 
 // lead makes this server the leader.
