@@ -145,10 +145,14 @@ type optionReply struct {
 // option sends an option.
 func (c *client) option(option uint32, data []byte) {
 	c.tb.Helper()
+	c.write(optionBytes(option, data))
+}
+
+func optionBytes(option uint32, data []byte) []byte {
 	b := binary.BigEndian.AppendUint64(nil, magicOption)
 	b = binary.BigEndian.AppendUint32(b, option)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(data)))
-	c.write(append(b, data...))
+	return append(b, data...)
 }
 
 // optionReplies returns the replies to an option up to ACK or an error.

@@ -32,7 +32,8 @@
 // Whether the client sends DISC, hangs up, speaks garbage, or the server's
 // context ends: reading stops, requests in flight, writes above all, go on for
 // at most [Server.DrainTimeout] and are answered if the client still listens.
-// Then their contexts end. Requests that were not begun are not answered.
+// Then their contexts end and the connection is closed; whether those were done
+// the client can't know. Requests that were not begun are not answered.
 //
 // # Limits
 //
