@@ -1,0 +1,161 @@
+package coordinator
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/localsnap/localsnap/chunkserver/chunk"
+	"github.com/localsnap/localsnap/fsm"
+)
+
+const (
+	// maxJobs is how many volumes are worked on at once, for each kind of job.
+	maxJobs = 4
+	// jobWidth is how many operations of one job are under way.
+	jobWidth = 8
+	// progressPeriod is the least time between two reports of one job.
+	progressPeriod = 200 * time.Millisecond
+)
+
+// jobs returns the body of a loop that works on each volume that list names,
+// and again on those for which work has failed.
+func (t *term) jobs(kind string, list func(*fsm.State) []chunk.VolumeID, work func(context.Context, chunk.VolumeID) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		var open []chunk.VolumeID
+		err := t.node.ReadLocal(func(state *fsm.State) error {
+			open = list(state)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		return parallel(ctx, len(open), maxJobs, func(ctx context.Context, i int) error {
+			if err := work(ctx, open[i]); err != nil && t.ctx.Err() == nil {
+				t.log.Warn("job will be tried again", "job", kind, "volume", open[i], "err", err)
+			}
+			return nil
+		})
+	}
+}
+
+// progress reports how far a job has come, as often as is worth a commit.
+type progress struct {
+	total  int
+	report func(percent int) error
+
+	mu       sync.Mutex
+	done     int
+	reported int
+	last     time.Time
+}
+
+// step counts one part of the job as done.
+func (p *progress) step() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.done++
+	percent := p.done * 100 / p.total
+	if percent == p.reported || time.Since(p.last) < progressPeriod {
+		return nil
+	}
+	p.reported, p.last = percent, time.Now()
+	return p.report(percent)
+}
+
+// flatten gives a clone what its views read from its ancestors.
+func (t *term) flatten(ctx context.Context, id chunk.VolumeID) error {
+	var volume fsm.Volume
+	var views []*chunk.View
+	err := t.node.ReadLocal(func(state *fsm.State) (err error) {
+		if volume, err = state.VolumeByID(id); err == nil {
+			views, err = state.FlattenViews(id)
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	indices, err := t.chunks(ctx, ancestors(views))
+	if err != nil {
+		return err
+	}
+	work := progress{total: len(indices), report: func(percent int) error {
+		_, err := t.node.Apply(ctx, fsm.FlattenProgress{Volume: id, Percent: percent})
+		return err
+	}}
+	err = parallel(ctx, len(indices), jobWidth, func(ctx context.Context, i int) error {
+		op := chunk.Op{Kind: chunk.OpFlatten, Ref: chunk.Ref{Volume: id, Index: indices[i]}, Len: chunk.MaxOp, Views: views}
+		for ; op.Off < chunk.Size; op.Off += chunk.MaxOp {
+			if err := t.submit(ctx, t.locate(volume, indices[i]), op); err != nil {
+				return err
+			}
+		}
+		return work.step()
+	})
+	if err != nil {
+		return err
+	}
+	_, err = t.node.Apply(ctx, fsm.FlattenDone{Volume: id})
+	if err == nil {
+		t.log.Info("flattened", "volume", volume.Path, "chunks", len(indices))
+		t.ring()
+	}
+	return err
+}
+
+// ancestors lists the volumes that views read through to.
+func ancestors(views []*chunk.View) []chunk.VolumeID {
+	var ids []chunk.VolumeID
+	for _, view := range views {
+		for v := view.Parent(); v != nil; v = v.Parent() {
+			ids = append(ids, v.Volume())
+		}
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
+}
+
+// purge frees what no view of a volume sees any more.
+func (t *term) purge(ctx context.Context, id chunk.VolumeID) error {
+	var job fsm.Purge
+	err := t.node.ReadLocal(func(state *fsm.State) (err error) {
+		job, err = state.Purge(id)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	indices, err := t.chunks(ctx, []chunk.VolumeID{id})
+	if err != nil {
+		return err
+	}
+	work := progress{total: len(indices), report: func(percent int) error {
+		_, err := t.node.Apply(ctx, fsm.PurgeProgress{Snapshots: job.Snapshots, Percent: percent})
+		return err
+	}}
+	err = parallel(ctx, len(indices), jobWidth, func(ctx context.Context, i int) error {
+		op := chunk.Op{Kind: chunk.OpPurge, Ref: chunk.Ref{Volume: id, Index: indices[i]}, Views: job.Views, UpTo: job.UpTo}
+		if err := t.submit(ctx, t.locate(job.Volume, indices[i]), op); err != nil {
+			return err
+		}
+		return work.step()
+	})
+	if err != nil {
+		return err
+	}
+	_, err = t.node.Apply(ctx, job.Done())
+	if err == nil {
+		t.log.Info("purged", "volume", id, "chunks", len(indices), "snapshots", len(job.Snapshots))
+		t.ring()
+	}
+	return err
+}
+
+// locate returns the copyset of a volume's chunk.
+func (t *term) locate(v fsm.Volume, index uint32) chunk.CopysetID {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return chunk.Locate(v.Root, index, len(t.copysets))
+}
