@@ -2,7 +2,6 @@ package api
 
 import (
 	"errors"
-	"net/http"
 	"net/http/httptest"
 	"testing"
 
@@ -19,10 +18,8 @@ func TestClientSpeaksToServer(t *testing.T) {
 	world := newWorld(t, func(*fsm.Settings) {})
 	server := httptest.NewServer((&Server{Metadata: world, Now: (&clock{now: epoch}).Now}).Handler())
 	c := client.New(server.URL)
-	transport := &http.Transport{}
-	c.HTTP.Transport = transport
 	t.Cleanup(func() {
-		transport.CloseIdleConnections()
+		c.HTTP.CloseIdleConnections()
 		server.Close()
 	})
 	ctx, micros := t.Context(), uint64(epoch.UnixMicro())

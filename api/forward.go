@@ -93,9 +93,9 @@ func (s *service) forward(ctx context.Context, w http.ResponseWriter, address, q
 }
 
 // misdirected tells a server that passed a request on to this one that nothing
-// happened, as this one doesn't lead.
+// happened, as this one doesn't lead, or soon won't.
 func (s *service) misdirected(w http.ResponseWriter, id string) {
 	s.write(w, http.StatusMisdirectedRequest, id, &client.Reply{
-		Code: client.Stopped, Detail: "this server does not lead; nothing was done",
+		Code: client.Stopped, Detail: "this server does not lead, or is stopping; nothing was done",
 	})
 }

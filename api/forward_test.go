@@ -105,9 +105,9 @@ func TestRequestIsPassedOnOnce(t *testing.T) {
 	atB, reachedB := startServer(t, b, 200*time.Millisecond)
 	a.follow(atB)
 	b.follow(atA)
-	_, reply := ask(t, atA, makeDir)
-	expect(t, reply, client.Stopped, "nothing was done")
-	if reachedA.Load() != 1 || reachedB.Load() < 1 {
+	response, reply := ask(t, atA, makeDir)
+	expect(t, reply, client.Stopped, "no leader was found")
+	if response.StatusCode != 500 || reachedA.Load() != 1 || reachedB.Load() < 1 {
 		t.Errorf("A was asked %d times, B %d times", reachedA.Load(), reachedB.Load())
 	}
 }
@@ -124,9 +124,11 @@ func TestNewLeaderIsFound(t *testing.T) {
 	leader := &member{}
 	leader.lead(made)
 	alive, _ := startServer(t, leader, 0)
+	stranger, _ := startServer(t, &member{}, 0)
 	for name, before := range map[string]func(*member){
 		"none was known": func(*member) {},
 		"it died":        func(m *member) { m.follow(dead) },
+		"it is another":  func(m *member) { m.follow(stranger) },
 		"it was this one": func(m *member) {
 			m.lead(func(context.Context, fsm.Command) (any, error) { return nil, cluster.ErrNotLeader })
 		},

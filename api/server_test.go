@@ -102,6 +102,31 @@ func TestWaitingRequestsAreToldOfTheStop(t *testing.T) {
 	server.wait()
 }
 
+// A server that has stopped holds no connection to another.
+func TestStoppedServerLetsGoOfItsPeers(t *testing.T) {
+	t.Parallel()
+	closed := make(chan struct{}, 1)
+	leader := httptest.NewUnstartedServer(http.NotFoundHandler())
+	leader.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateClosed {
+			closed <- struct{}{}
+		}
+	}
+	leader.Start()
+	defer leader.Close()
+	m := &member{}
+	m.follow(leader.Listener.Addr().String())
+	server := run(t, &Server{Metadata: m})
+	ask(t, server.address, makeDir)
+	server.stop()
+	server.wait()
+	select {
+	case <-closed:
+	case <-time.After(idlePeerTimeout / 3):
+		t.Error("the connection to the leader is still open")
+	}
+}
+
 func TestStoppingServer(t *testing.T) {
 	t.Parallel()
 	stopping := make(chan struct{})
@@ -111,6 +136,11 @@ func TestStoppingServer(t *testing.T) {
 	expect(t, body(t, do(h, httptest.NewRequest(http.MethodGet, makeDir, nil))), client.OK, "")
 	close(stopping)
 	expect(t, body(t, do(h, httptest.NewRequest(http.MethodGet, makeDir, nil))), client.Stopped, "this server is stopping")
+	passedOn := httptest.NewRequest(http.MethodGet, makeDir, nil)
+	passedOn.Header.Set(headerForwarded, "1s")
+	if r := do(h, passedOn); r.StatusCode != http.StatusMisdirectedRequest {
+		t.Errorf("a request passed on: %d", r.StatusCode)
+	}
 	for path, want := range map[string]int{"/healthz": 200, "/readyz": 503, "/leader": 503} {
 		if r := do(h, httptest.NewRequest(http.MethodGet, path, nil)); r.StatusCode != want {
 			t.Errorf("%s: %d, want %d", path, r.StatusCode, want)

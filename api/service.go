@@ -96,26 +96,29 @@ func (s *service) serve(w http.ResponseWriter, r *http.Request, _ httprouter.Par
 				return
 			}
 		}
-		if !s.pause(ctx) {
+		if !pause(ctx) {
 			s.answer(w, id, nil, refuse(client.Stopped, "no leader was found before the request's deadline; nothing was done"))
 			return
 		}
+	}
+	if forwarded { // the one that it came to finds the next leader
+		s.misdirected(w, id)
+		return
 	}
 	s.answer(w, id, nil, refuse(client.Stopped, "this server is stopping; nothing was done"))
 }
 
 // pause waits before the leader is looked for again. It returns false if ctx
 // has ended.
-func (s *service) pause(ctx context.Context) bool {
+func pause(ctx context.Context) bool {
 	timer := time.NewTimer(pollInterval)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-	case <-s.stopping:
+		return true
 	case <-ctx.Done():
 		return false
 	}
-	return true
 }
 
 // validRequestID is what is taken over as the id of a request.

@@ -26,6 +26,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -37,6 +38,9 @@ import (
 const (
 	path = "/SnapshotCloneService"
 
+	// dialTimeout is after how long the next server is tried instead of one
+	// that is down.
+	dialTimeout = 2 * time.Second
 	// tryTimeout is more than a server takes for any reply.
 	tryTimeout = 15 * time.Second
 	// minPause and maxPause bound the pause after all servers were tried.
@@ -50,7 +54,8 @@ const (
 // service and may be called concurrently. They return an [*Error] for what the
 // service refused.
 type Client struct {
-	// HTTP sends the requests. It may be replaced before the first.
+	// HTTP sends the requests, over connections that it keeps open. It may be
+	// replaced before the first.
 	HTTP *http.Client
 
 	servers []string      // base URLs
@@ -60,7 +65,10 @@ type Client struct {
 // New returns a client of a cluster's servers, each given as host:port or as a
 // URL. It asks the first until that fails.
 func New(servers ...string) *Client {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.DialContext = (&net.Dialer{Timeout: dialTimeout}).DialContext
 	c := &Client{HTTP: &http.Client{
+		Transport:     transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
 	for _, s := range servers {

@@ -57,6 +57,9 @@ func (p *peer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, a.body)
 		return
 	}
+	if a.status == http.StatusFound {
+		w.Header().Set("Location", "/elsewhere")
+	}
 	w.WriteHeader(a.status)
 	fmt.Fprint(w, a.body)
 }
@@ -70,9 +73,7 @@ func (p *peer) asked() int {
 // newClient returns a client that leaves no connections behind.
 func newClient(t *testing.T, servers ...string) *Client {
 	c := New(servers...)
-	transport := &http.Transport{}
-	c.HTTP.Transport = transport
-	t.Cleanup(transport.CloseIdleConnections)
+	t.Cleanup(c.HTTP.CloseIdleConnections)
 	return c
 }
 
@@ -210,7 +211,8 @@ func TestRequestID(t *testing.T) {
 
 func TestRepliesAreFilledIn(t *testing.T) {
 	t.Parallel()
-	c := newClient(t, newPeer(t, answer{200, `{"Code":"0","Message":"Exec success.","RequestId":"r","TotalCount":7,"TaskInfos":[
+	// The first try leaves nothing behind.
+	c := newClient(t, newPeer(t, stopping, answer{200, `{"Code":"0","Message":"Exec success.","RequestId":"r","TotalCount":7,"TaskInfos":[
 		{"UUID":"u","User":"ann","File":"/c","Src":"s","TaskType":1,"TaskStatus":7,"Time":1700000000000001,"IsLazy":true,"FileType":1,"NextStep":0,"Progress":5}]}`}).URL)
 	got, err := c.GetCloneTasks(t.Context(), CloneTasksRequest{User: "ann"})
 	if err != nil {
