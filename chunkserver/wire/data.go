@@ -18,7 +18,12 @@ type Submit struct {
 	Op      chunk.Op
 }
 
-const targetLen = 12
+const (
+	targetLen = 12
+	// maxSubmit is the longest Submit, in bytes: its operation fits into a
+	// replica.Message, too.
+	maxSubmit = MaxPayload - (messageLen + entryLen - targetLen)
+)
 
 func appendTarget(b []byte, copyset chunk.CopysetID, epoch chunk.Epoch) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(copyset))
@@ -37,7 +42,7 @@ func (s *Submit) AppendHead(b []byte) []byte {
 // ParseSubmit decodes a Submit, whose data aliases b and has been compared
 // with its checksums.
 func ParseSubmit(b []byte) (s Submit, err error) {
-	if len(b) < targetLen {
+	if len(b) < targetLen || len(b) > maxSubmit {
 		return s, fmt.Errorf("%w: submit of %d bytes", chunk.ErrInvalid, len(b))
 	}
 	s.Copyset, s.Epoch = parseTarget(b)

@@ -41,6 +41,9 @@ type Hello struct {
 	// Session names the caller's process run. It has one connection to
 	// each peer: the latest.
 	Session string
+	// Node and Incarnation are set by chunkservers that call each other.
+	Node        chunk.NodeID
+	Incarnation chunk.Incarnation
 }
 
 // Dialer opens the network connection below a Conn. Tests cut it.
