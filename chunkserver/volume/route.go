@@ -65,7 +65,7 @@ func (s *Session) primary(ctx context.Context, m *wire.Map, id chunk.CopysetID) 
 	if address == "" {
 		return nil, fmt.Errorf("%w: copyset %d has no primary", chunk.ErrNotReady, id)
 	}
-	return s.targets.connect(ctx, address)
+	return s.targets.connect(ctx, m.Cluster, address)
 }
 
 // awaitMap waits, at most for d, until the map says something else about a

@@ -39,9 +39,9 @@ type target struct {
 	failed bool       // the latest attempt to connect
 }
 
-// connect returns the living connection to a chunkserver, or makes one. Any
-// error wraps wire.ErrUnavailable.
-func (t *targets) connect(ctx context.Context, address string) (*wire.Conn, error) {
+// connect returns the living connection to a chunkserver of the cluster, or
+// makes one. Any error wraps wire.ErrUnavailable.
+func (t *targets) connect(ctx context.Context, cluster, address string) (*wire.Conn, error) {
 	t.mu.Lock()
 	to := t.byAddress[address]
 	if to == nil {
@@ -57,7 +57,9 @@ func (t *targets) connect(ctx context.Context, address string) (*wire.Conn, erro
 		if conn := to.living(); conn != nil { // made between the look above and the attempt
 			return conn, nil
 		}
-		conn, err := wire.Dial(ctx, t.dial, address, t.hello, deaf{})
+		hello := t.hello
+		hello.Cluster = cluster
+		conn, err := wire.Dial(ctx, t.dial, address, hello, deaf{})
 		to.note(conn, err, t.log)
 		if err != nil {
 			return nil, err

@@ -133,6 +133,7 @@ type Resume struct {
 
 // Map says where copysets are: Copysets[i] has the id i.
 type Map struct {
+	Cluster  string // which chunkservers want to hear
 	Copysets []chunk.Copyset
 	Peers    map[chunk.NodeID]string
 }

@@ -270,6 +270,7 @@ func (g gatewayConn) list(ctx context.Context, _ struct{}) (names []string, err 
 
 func (g gatewayConn) copysetMap(ctx context.Context, _ struct{}) (m wire.Map, err error) {
 	err = g.term.node.Read(ctx, func(state *fsm.State) error {
+		m.Cluster = g.term.cluster.String()
 		m.Copysets = state.Copysets(fsm.DefaultPool)
 		m.Peers = make(map[chunk.NodeID]string)
 		for _, node := range state.Nodes() {
