@@ -1,0 +1,53 @@
+# Everything that a developer runs. `make` alone says what there is.
+
+GO      ?= go
+BIN     := bin/localsnap
+DATA    ?= ./data
+VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+export CGO_ENABLED ?= 0
+
+.PHONY: help build run demo test lint deps fuzz bench clean
+
+help: ## say what there is
+	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build the static binary bin/localsnap
+	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN) ./cmd/localsnap
+
+run: build ## start a whole cluster in one process, with its data under ./data
+	$(BIN) dev --data $(DATA)
+
+demo: build deps ## tell the whole story: write, snapshot, clone, flatten, kill -9, compare
+	$(GO) run ./integration/demo --binary $(BIN)
+
+test: deps lint ## all checks and tests, as CI runs them
+	CGO_ENABLED=1 $(GO) test -race -timeout 9m ./...
+
+lint: ## gofmt, vet and staticcheck
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
+	if [ -n "$$unformatted" ]; then echo "gofmt these files:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+# The tests' clients: nobody here wrote them.
+PACKAGES := gcc:gcc nbdcopy:libnbd-bin qemu-img:qemu-utils fio:fio mkfs.ext4:e2fsprogs
+
+deps: ## install the Debian packages that the tests and the demo use
+	@missing=; for p in $(PACKAGES); do \
+	  PATH="$$PATH:/usr/sbin:/sbin" command -v $${p%%:*} >/dev/null || missing="$$missing $${p##*:}"; done; \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" != 0 ]; then echo "please install:$$missing"; exit 1; fi; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi
+
+FUZZTIME ?= 30s
+
+fuzz: ## run every fuzz target for FUZZTIME
+	@set -e; for pkg in $$($(GO) list ./...); do \
+	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep ^Fuzz); do \
+	    echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; done; done
+
+bench: ## run the benchmarks; each prints its ratio to plain files in the same run
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+clean: ## remove what was built and the data of make run
+	rm -rf bin $(DATA)
