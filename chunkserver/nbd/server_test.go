@@ -214,10 +214,13 @@ func TestServeEnds(t *testing.T) {
 	go func() { stop(); close(stopped) }()
 	idle.wantEnd()
 	negotiating.wantEnd()
-	if conn, err := net.Dial("unix", address); err == nil {
-		conn.Close()
-		t.Error("connected to a server that has ended")
-	}
+	eventually(t, "nobody can connect", func() bool {
+		conn, err := net.Dial("unix", address)
+		if err == nil {
+			conn.Close()
+		}
+		return err != nil
+	})
 	select {
 	case <-stopped:
 		t.Error("Serve has left a write behind")
