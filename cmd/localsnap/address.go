@@ -50,6 +50,13 @@ func (a hostPort) loopback() bool {
 	return a.host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
+// reachable reports whether others can be told the address: that it is neither
+// "all of this machine's" nor "any port".
+func (a hostPort) reachable() bool {
+	ip := net.ParseIP(a.host)
+	return a.host != "" && a.port != 0 && (ip == nil || !ip.IsUnspecified())
+}
+
 // apiAddress is the address of a metadata server, by which it is named.
 type apiAddress struct{ hostPort }
 
@@ -57,7 +64,7 @@ func (a *apiAddress) UnmarshalText(text []byte) error {
 	if err := a.hostPort.UnmarshalText(text); err != nil {
 		return err
 	}
-	if a.host == "" || a.port == 0 || a.port+controlOffset > 65535 {
+	if !a.reachable() || a.port+controlOffset > 65535 {
 		return fmt.Errorf("%q is no server's address: it needs a host, and a port from 1 to %d", text, 65535-controlOffset)
 	}
 	return nil

@@ -25,6 +25,9 @@ func (*chunkserverCmd) Help() string {
 }
 
 func (c *chunkserverCmd) Run(ctx context.Context) error {
+	if !c.Listen.reachable() {
+		return fmt.Errorf("--listen %s: say the host and port at which others reach this chunkserver", c.Listen)
+	}
 	if err := guard(c.Listen, "--listen", c.Insecure); err != nil {
 		return err
 	}
@@ -46,8 +49,8 @@ func openChunkserver(path string, at hostPort, servers []apiAddress, portFlag st
 		Dir:      path,
 		Servers:  controls(servers),
 		Listener: l,
-		Address:  l.Addr().String(),
-		Log:      log.With("chunkserver", l.Addr()),
+		Address:  at.String(),
+		Log:      log.With("chunkserver", at.String()),
 	})
 	if err != nil {
 		l.Close()
