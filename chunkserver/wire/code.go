@@ -105,7 +105,16 @@ type RemoteError struct {
 	is   error
 }
 
-func (e *RemoteError) Error() string { return "peer: " + e.Text }
+func (e *RemoteError) Error() string {
+	if e.is == ErrNotLeader && e.Text == "" {
+		return "peer: not the metadata leader, nor does it know one"
+	}
+	if e.is == ErrNotLeader {
+		return "peer: not the metadata leader, which is at " + e.Text
+	}
+	return "peer: " + e.Text
+}
+
 func (e *RemoteError) Unwrap() error { return e.is }
 
 func remoteError(code Code, text []byte) error {

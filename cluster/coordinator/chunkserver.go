@@ -50,7 +50,7 @@ func (s *chunkserver) Closed(conn *wire.Conn, err error) {
 		delete(t.chunkservers, s.node.ID)
 	}
 	t.mu.Unlock()
-	if known {
+	if known && t.ctx.Err() == nil {
 		t.log.Warn("lost chunkserver", "node", s.node.ID, "address", s.node.Address, "err", err)
 	}
 }
