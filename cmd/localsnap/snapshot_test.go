@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -64,7 +65,8 @@ search:
 
 // A writer counts up round by round, in blocks of different copysets, each
 // write after the answer to the one before. A snapshot that is one point in
-// time shows at most one step between neighbours: c, c, ..., c, c-1, ..., c-1.
+// time shows at most one step between neighbours, c, c, ..., c, c-1, ..., c-1,
+// and nothing that was written after it was answered.
 func TestSnapshotIsOnePointInTime(t *testing.T) {
 	d, users := startDev(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -78,10 +80,12 @@ func TestSnapshotIsOnePointInTime(t *testing.T) {
 		t.Fatal(err)
 	}
 	writing, stop := context.WithCancel(ctx)
+	var begun atomic.Uint64 // rounds
 	answers, wrote := make(chan struct{}, 1), make(chan error, 1)
 	go func() {
 		block := make([]byte, chunk.BlockSize)
 		for round := uint64(1); writing.Err() == nil; round++ {
+			begun.Store(round)
 			for i := range uint64(places) {
 				binary.LittleEndian.PutUint64(block, round)
 				if err := head.WriteAt(ctx, block, i*chunk.Size); err != nil {
@@ -96,6 +100,7 @@ func TestSnapshotIsOnePointInTime(t *testing.T) {
 		}
 		wrote <- nil
 	}()
+	var taken [snapshots]uint64 // rounds begun by the answer
 	for i := range snapshots {
 		for range places * 2 / 3 { // so that the cuts fall everywhere in a round
 			select {
@@ -107,6 +112,7 @@ func TestSnapshotIsOnePointInTime(t *testing.T) {
 		if _, err := users.CreateSnapshot(ctx, client.CreateSnapshotRequest{User: "ann", File: "/v", Name: fmt.Sprint("s", i)}); err != nil {
 			t.Fatal(err)
 		}
+		taken[i] = begun.Load()
 	}
 	stop()
 	if err := <-wrote; err != nil {
@@ -122,8 +128,8 @@ func TestSnapshotIsOnePointInTime(t *testing.T) {
 				steps++
 			}
 		}
-		if steps > 1 || first-last > 1 || last < before {
-			t.Errorf("snapshot %d after count %d: %v", i, before, counts)
+		if steps > 1 || first-last > 1 || last < before || first > taken[i] {
+			t.Errorf("snapshot %d, taken by round %d, after one of round %d: %v", i, taken[i], before, counts)
 		}
 		before = last
 	}
