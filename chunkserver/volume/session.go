@@ -83,7 +83,7 @@ func Connect(cfg Config) (*Session, error) {
 	return s, nil
 }
 
-// List returns the paths of all volumes.
+// List returns the paths of all volumes, and their snapshots as PATH@NAME.
 func (s *Session) List(ctx context.Context) (paths []string, err error) {
 	if !s.calls.begin() {
 		return nil, errSessionClosed

@@ -50,8 +50,8 @@ func (s *chunkserver) Closed(conn *wire.Conn, err error) {
 		delete(t.chunkservers, s.node.ID)
 	}
 	t.mu.Unlock()
-	if known && t.ctx.Err() == nil {
-		t.log.Warn("lost chunkserver", "node", s.node.ID, "address", s.node.Address, "err", err)
+	if known {
+		t.log.Info("lost chunkserver", "node", s.node.ID, "address", s.node.Address, "err", err)
 	}
 }
 

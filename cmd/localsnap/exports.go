@@ -85,8 +85,7 @@ func parseName(name string) exportName {
 	return exportName{path, snapshot}
 }
 
-// List returns the paths of all volumes. Snapshots are exports that are not
-// listed.
+// List returns the names of all exports: volumes, and snapshots.
 func (e *exports) List(ctx context.Context) ([]string, error) {
 	paths, err := e.volumes.List(ctx)
 	return paths, nbdError(err)
