@@ -6,7 +6,7 @@ DATA    ?= ./data
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 export CGO_ENABLED ?= 0
 
-.PHONY: help build run demo test lint deps fuzz bench clean
+.PHONY: help build run demo test lint deps fuzz chaos bench clean
 
 help: ## say what there is
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ fuzz: ## run every fuzz target for FUZZTIME
 	@set -e; for pkg in $$($(GO) list ./...); do \
 	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep ^Fuzz); do \
 	    echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; done; done
+
+chaos: ## long random runs: the protocol's simulator and its mutants, the store's model
+	$(GO) test -timeout 60m ./chunkserver/replica -run 'TestSim|TestMutants' -seeds 200000 -mutants
+	$(GO) test -timeout 60m ./chunkserver/store -run TestRandomHistories -histories 10000
 
 bench: ## run the benchmarks; each prints its ratio to plain files in the same run
 	$(GO) test -run '^$$' -bench . -benchmem ./...
