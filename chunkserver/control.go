@@ -136,7 +136,7 @@ func (h leaderCalls) Handle(r *wire.Request) {
 	case wire.KindSubmit:
 		h.s.submit(r)
 	default:
-		deaf{}.Handle(r)
+		wire.Deaf{}.Handle(r)
 	}
 }
 

@@ -24,7 +24,7 @@ func (h clientCalls) Handle(r *wire.Request) {
 	case wire.KindExtents:
 		h.s.read(r, chunk.Size, h.s.readExtents)
 	default:
-		deaf{}.Handle(r)
+		wire.Deaf{}.Handle(r)
 	}
 }
 

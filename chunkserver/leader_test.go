@@ -104,7 +104,7 @@ func (l *leader) Handle(r *wire.Request) {
 			return struct{}{}, nil
 		})
 	default:
-		deaf{}.Handle(r)
+		wire.Deaf{}.Handle(r)
 	}
 }
 

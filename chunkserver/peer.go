@@ -93,16 +93,7 @@ func (p *peer) dial() (*wire.Conn, error) {
 		Incarnation: s.incarnation,
 	}
 	s.mu.Unlock()
-	return wire.Dial(s.ctx, s.cfg.Dial, address, hello, deaf{})
-}
-
-// deaf refuses whatever it is asked.
-type deaf struct{}
-
-func (deaf) Closed(*wire.Conn, error) {}
-
-func (deaf) Handle(r *wire.Request) {
-	r.Refuse(fmt.Errorf("%w: request of kind %d is not for here", chunk.ErrInvalid, r.Kind))
+	return wire.Dial(s.ctx, s.cfg.Dial, address, hello, wire.Deaf{})
 }
 
 // peerCalls handles what a peer says on a connection that it has opened.
@@ -119,7 +110,7 @@ func (p *peerCalls) Handle(r *wire.Request) {
 		return
 	}
 	if r.Kind != wire.KindReplica {
-		deaf{}.Handle(r)
+		wire.Deaf{}.Handle(r)
 		return
 	}
 	m, err := wire.ParseMessage(r.Payload)

@@ -130,7 +130,7 @@ type client struct {
 func (c *cell) client(node chunk.NodeID) *client {
 	c.t.Helper()
 	hello := wire.Hello{Role: wire.RoleGateway, Cluster: c.cluster, Session: fmt.Sprintf("client of %d", node)}
-	conn, err := wire.Dial(c.t.Context(), wire.DialTCP, c.session(node).Address, hello, deaf{})
+	conn, err := wire.Dial(c.t.Context(), wire.DialTCP, c.session(node).Address, hello, wire.Deaf{})
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -443,7 +443,7 @@ func TestRefusals(t *testing.T) {
 		"other cluster": {wire.Hello{Role: wire.RoleGateway, Cluster: "other", Session: "x"}, wire.ErrForeign},
 		"unknown peer":  {wire.Hello{Role: wire.RoleChunkserver, Cluster: cell.cluster, Session: "x", Node: 9}, chunk.ErrNotReady},
 	} {
-		if _, err := wire.Dial(t.Context(), wire.DialTCP, cell.session(1).Address, c.hello, deaf{}); !errors.Is(err, c.want) {
+		if _, err := wire.Dial(t.Context(), wire.DialTCP, cell.session(1).Address, c.hello, wire.Deaf{}); !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", name, err, c.want)
 		}
 	}
@@ -456,7 +456,7 @@ func TestGarbageEndsThePeersConnection(t *testing.T) {
 	cell := newCell(t, 2)
 	cell.configure(cell.config(0, 1, 1))
 	hello := wire.Hello{Role: wire.RoleChunkserver, Cluster: cell.cluster, Session: "x", Node: 2}
-	conn, err := wire.Dial(t.Context(), wire.DialTCP, cell.session(1).Address, hello, deaf{})
+	conn, err := wire.Dial(t.Context(), wire.DialTCP, cell.session(1).Address, hello, wire.Deaf{})
 	if err != nil {
 		t.Fatal(err)
 	}

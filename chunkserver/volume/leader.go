@@ -219,7 +219,7 @@ func (l leaderCalls) Handle(r *wire.Request) {
 			r.Go(func(ctx context.Context) { answer(r, v.attachment.emptied(ctx)) })
 		}
 	default:
-		deaf{}.Handle(r)
+		wire.Deaf{}.Handle(r)
 	}
 }
 

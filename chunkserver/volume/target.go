@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/localsnap/localsnap/chunkserver/chunk"
 	"github.com/localsnap/localsnap/chunkserver/wire"
 )
 
@@ -59,7 +58,7 @@ func (t *targets) connect(ctx context.Context, cluster, address string) (*wire.C
 		}
 		hello := t.hello
 		hello.Cluster = cluster
-		conn, err := wire.Dial(ctx, t.dial, address, hello, deaf{})
+		conn, err := wire.Dial(ctx, t.dial, address, hello, wire.Deaf{})
 		to.note(conn, err, t.log)
 		if err != nil {
 			return nil, err
@@ -105,12 +104,3 @@ func (t *target) note(conn *wire.Conn, err error, log *slog.Logger) {
 		t.conn = conn
 	}
 }
-
-// deaf handles connections on which the peer has nothing to ask.
-type deaf struct{}
-
-func (deaf) Handle(r *wire.Request) {
-	r.Refuse(fmt.Errorf("%w: request of kind %d to a gateway", chunk.ErrInvalid, r.Kind))
-}
-
-func (deaf) Closed(*wire.Conn, error) {}

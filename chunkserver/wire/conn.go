@@ -43,6 +43,18 @@ type Handler interface {
 	Closed(*Conn, error)
 }
 
+// Deaf is the Handler of an end that is asked nothing, and refuses, for others
+// too, what they were not made for.
+type Deaf struct{}
+
+// Handle refuses the request.
+func (Deaf) Handle(r *Request) {
+	r.Refuse(fmt.Errorf("%w: request of kind %d is not for here", chunk.ErrInvalid, r.Kind))
+}
+
+// Closed does nothing.
+func (Deaf) Closed(*Conn, error) {}
+
 // Conn is one end of a connection. Both ends may make requests.
 type Conn struct {
 	nc      net.Conn

@@ -26,7 +26,6 @@ const helloTimeout = 5 * time.Second
 type Role string
 
 const (
-	RoleServer      Role = "server"
 	RoleChunkserver Role = "chunkserver"
 	RoleGateway     Role = "gateway"
 )

@@ -36,7 +36,7 @@ func (s *chunkserver) Handle(r *wire.Request) {
 	case wire.KindHeartbeat:
 		wire.Answer(r, func(context.Context, wire.Heartbeat) (struct{}, error) { return struct{}{}, nil })
 	default:
-		r.Refuse(fmt.Errorf("%w: a chunkserver asked for kind %d", chunk.ErrInvalid, r.Kind))
+		wire.Deaf{}.Handle(r)
 	}
 }
 

@@ -98,7 +98,7 @@ func (g gatewayConn) Handle(r *wire.Request) {
 	case wire.KindMap:
 		wire.Answer(r, g.copysetMap)
 	default:
-		r.Refuse(fmt.Errorf("%w: a gateway asked for kind %d", chunk.ErrInvalid, r.Kind))
+		wire.Deaf{}.Handle(r)
 	}
 }
 
