@@ -19,7 +19,7 @@ func listFile(p *params) operation {
 			f, err := s.File(user, file)
 			return renderFiles(cut([]fsm.File{f}, page), 1), err
 		}
-		files, total, err := s.List(dir, page)
+		files, total, err := s.List(user, dir, page)
 		return renderFiles(files, total), err
 	})
 }

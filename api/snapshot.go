@@ -54,9 +54,9 @@ func getFileSnapshotInfo(p *params) operation {
 			if _, err := s.Volume(user, file); err != nil {
 				return nil, err
 			}
-			return renderSnapshots(s.Snapshots(fsm.SnapshotFilter{Path: file}, page)), nil
+			return listSnapshots(s, fsm.SnapshotFilter{Path: file}, page)
 		}
-		return renderSnapshots(s.Snapshots(fsm.SnapshotFilter{User: user}, page)), nil
+		return listSnapshots(s, fsm.SnapshotFilter{User: user}, page)
 	})
 }
 
@@ -69,8 +69,13 @@ func getFileSnapshotList(p *params) operation {
 	}
 	page := p.page()
 	return query(func(s *fsm.State) (reply, error) {
-		return renderSnapshots(s.Snapshots(filter, page)), nil
+		return listSnapshots(s, filter, page)
 	})
+}
+
+func listSnapshots(s *fsm.State, f fsm.SnapshotFilter, p fsm.Page) (reply, error) {
+	snapshots, total, err := s.Snapshots(f, p)
+	return renderSnapshots(snapshots, total), err
 }
 
 func renderSnapshots(snapshots []fsm.Snapshot, total int) reply {

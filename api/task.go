@@ -19,7 +19,7 @@ func getCloneTasks(p *params) operation {
 		case file != "":
 			return tasksOf(s, user, file, page)
 		}
-		return renderTasks(s.Tasks(fsm.TaskFilter{User: user}, page)), nil
+		return listTasks(s, fsm.TaskFilter{User: user}, page)
 	})
 }
 
@@ -29,9 +29,9 @@ func tasksOf(s *fsm.State, user, file string, page fsm.Page) (reply, error) {
 	if user == fsm.Root {
 		filter.User = ""
 	}
-	tasks, total := s.Tasks(filter, page)
-	if total > 0 {
-		return renderTasks(tasks, total), nil
+	tasks, total, err := s.Tasks(filter, page)
+	if err != nil || total > 0 {
+		return renderTasks(tasks, total), err
 	}
 	if _, err := s.File(user, file); err != nil {
 		return nil, err
@@ -50,7 +50,7 @@ func getCloneTaskList(p *params) operation {
 	}
 	page := p.page()
 	return query(func(s *fsm.State) (reply, error) {
-		return renderTasks(s.Tasks(filter, page)), nil
+		return listTasks(s, filter, page)
 	})
 }
 
@@ -59,6 +59,11 @@ func cleanCloneTask(p *params) operation {
 }
 
 func renderTaskUUID(t fsm.Task) reply { return &client.UUIDReply{UUID: t.UUID.String()} }
+
+func listTasks(s *fsm.State, f fsm.TaskFilter, p fsm.Page) (reply, error) {
+	tasks, total, err := s.Tasks(f, p)
+	return renderTasks(tasks, total), err
+}
 
 func renderTasks(tasks []fsm.Task, total int) reply {
 	infos := make([]client.TaskInfo, len(tasks))

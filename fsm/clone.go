@@ -261,9 +261,6 @@ func (s *State) clone(c Clone, source Volume, snap Snapshot) Task {
 }
 
 func (c Flatten) apply(s *State) (any, error) {
-	if err := checkUser(c.User); err != nil {
-		return nil, err
-	}
 	v, err := s.toFlatten(c)
 	if err != nil || v.Parent == uuid.Nil || v.Flattening {
 		return nil, err

@@ -32,7 +32,7 @@ func task(t *testing.T, f *FSM, id uuid.UUID) Task {
 func list(t *testing.T, f *FSM, dir string, p Page) string {
 	t.Helper()
 	return ask(t, f, func(s *State) (string, error) {
-		files, total, err := s.List(dir, p)
+		files, total, err := s.List("ann", dir, p)
 		names := []string{}
 		for _, file := range files {
 			if file.Directory != nil {
@@ -348,8 +348,8 @@ func TestTasksFollowTheirVolumes(t *testing.T) {
 	}
 	do(t, f, Clone{User: "ann", Path: "/a", Name: "s", Destination: "/c", Lazy: true, UUID: id(12)}) // 5
 	tasks := ask(t, f, func(s *State) ([]Task, error) {
-		tasks, _ := s.Tasks(TaskFilter{Destination: "/c"}, everything)
-		return tasks, nil
+		tasks, _, err := s.Tasks(TaskFilter{Destination: "/c"}, everything)
+		return tasks, err
 	})
 	if len(tasks) != 1 || tasks[0].UUID != id(12) {
 		t.Errorf("tasks of /c: %+v", tasks)
@@ -388,7 +388,7 @@ func TestDeadTasksGiveWay(t *testing.T) {
 		)
 		do(t, f, next...)
 		f.View(func(s *State) error {
-			if tasks, n := s.Tasks(TaskFilter{Destination: "/b"}, everything); n != 1 || tasks[0].UUID != id(20) {
+			if tasks, n, err := s.Tasks(TaskFilter{Destination: "/b"}, everything); err != nil || n != 1 || tasks[0].UUID != id(20) {
 				t.Errorf("%s: tasks %+v", name, tasks)
 			}
 			return nil
@@ -441,7 +441,7 @@ func TestHiddenSnapshotGoesWithItsLastClone(t *testing.T) {
 	}
 	count := func() (visible, all int) {
 		f.View(func(s *State) error {
-			_, visible = s.Snapshots(SnapshotFilter{}, everything)
+			_, visible, _ = s.Snapshots(SnapshotFilter{}, everything)
 			all = len(s.snapshotsOf(s.volume(3)))
 			return nil
 		})
@@ -653,13 +653,13 @@ func TestFilters(t *testing.T) {
 			{SnapshotFilter{UUID: id(22), User: "bob"}, everything, " of 0"},
 			{SnapshotFilter{UUID: id(4)}, everything, " of 0"}, // hidden
 		} {
-			list, total := s.Snapshots(c.filter, c.page)
+			list, total, err := s.Snapshots(c.filter, c.page)
 			names := []string{}
 			for _, n := range list {
 				names = append(names, n.Name)
 			}
-			if got := fmt.Sprintf("%s of %d", strings.Join(names, " "), total); got != c.want {
-				t.Errorf("snapshots %+v %+v: %s, want %s", c.filter, c.page, got, c.want)
+			if got := fmt.Sprintf("%s of %d", strings.Join(names, " "), total); got != c.want || err != nil {
+				t.Errorf("snapshots %+v %+v: %s, %v, want %s", c.filter, c.page, got, err, c.want)
 			}
 		}
 		for _, c := range []struct {
@@ -682,13 +682,13 @@ func TestFilters(t *testing.T) {
 			{TaskFilter{UUID: id(12), Destination: "/lazy"}, everything, " of 0"},
 			{TaskFilter{UUID: id(99)}, everything, " of 0"},
 		} {
-			list, total := s.Tasks(c.filter, c.page)
+			list, total, err := s.Tasks(c.filter, c.page)
 			names := []string{}
 			for _, n := range list {
 				names = append(names, n.Destination)
 			}
-			if got := fmt.Sprintf("%s of %d", strings.Join(names, " "), total); got != c.want {
-				t.Errorf("tasks %+v %+v: %s, want %s", c.filter, c.page, got, c.want)
+			if got := fmt.Sprintf("%s of %d", strings.Join(names, " "), total); got != c.want || err != nil {
+				t.Errorf("tasks %+v %+v: %s, %v, want %s", c.filter, c.page, got, err, c.want)
 			}
 		}
 		return nil
@@ -727,7 +727,7 @@ func BenchmarkList(b *testing.B) {
 		b.Run(fmt.Sprintf("offset=%d", offset), func(b *testing.B) {
 			for b.Loop() {
 				f.View(func(s *State) error {
-					files, total, err := s.List("/", Page{Offset: offset, Limit: 10})
+					files, total, err := s.List("ann", "/", Page{Offset: offset, Limit: 10})
 					if len(files) != 10 || total != 100_001 || err != nil {
 						b.Fatalf("%d of %d files, %v", len(files), total, err)
 					}
@@ -750,7 +750,7 @@ func BenchmarkSnapshots(b *testing.B) {
 	b.Run("last page", func(b *testing.B) {
 		for b.Loop() {
 			f.View(func(s *State) error {
-				if list, total := s.Snapshots(SnapshotFilter{Path: "/a"}, Page{Offset: 1014, Limit: 10}); len(list) != 10 || total != 1024 {
+				if list, total, err := s.Snapshots(SnapshotFilter{Path: "/a"}, Page{Offset: 1014, Limit: 10}); err != nil || len(list) != 10 || total != 1024 {
 					b.Fatalf("%d of %d", len(list), total)
 				}
 				return nil

@@ -71,7 +71,7 @@ type CreateDir struct {
 
 // File returns the volume or directory at path. It must belong to user.
 func (s *State) File(user, path string) (File, error) {
-	if err := checkPath(path); err != nil {
+	if err := cmp.Or(checkUser(user), checkPath(path)); err != nil {
 		return File{}, err
 	}
 	f, ok := s.lookup(path)
@@ -84,10 +84,10 @@ func (s *State) File(user, path string) (File, error) {
 	return f, nil
 }
 
-// List returns entries of the directory at path, everybody's, in the order of
-// their names, and their total number.
-func (s *State) List(path string, p Page) (files []File, total int, err error) {
-	if err := checkPath(path); err != nil {
+// List returns entries of the directory at path, everybody's and to every user,
+// in the order of their names, and their total number.
+func (s *State) List(user, path string, p Page) (files []File, total int, err error) {
+	if err := cmp.Or(checkUser(user), checkPath(path)); err != nil {
 		return nil, 0, err
 	}
 	if _, err := s.directory(path); err != nil {

@@ -63,6 +63,14 @@ func checkUser(user string) error {
 	return nil
 }
 
+// checkGiven refuses a value that is given but that check refuses.
+func checkGiven(value string, check func(string) error) error {
+	if value == "" {
+		return nil
+	}
+	return check(value)
+}
+
 // checkName refuses what can't be a name at all.
 func checkName(name string) error {
 	switch {

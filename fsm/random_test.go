@@ -459,7 +459,7 @@ var everything = Page{Limit: 1000}
 func (p *player) compareVolumes(s *State) {
 	names := map[string]bool{}
 	for dir := range p.m.dirs {
-		files, total, err := s.List(dir, everything)
+		files, total, err := s.List(Root, dir, everything)
 		if err != nil || total != len(files) {
 			p.t.Fatalf("list of %s: %d of %d, %v", dir, len(files), total, err)
 		}
@@ -537,24 +537,24 @@ func (p *player) compareSnapshots(s *State) {
 	}
 	byUser, byPath := 0, 0
 	for _, user := range []string{"ann", "bob", Root} {
-		_, n := s.Snapshots(SnapshotFilter{User: user}, everything)
+		_, n, _ := s.Snapshots(SnapshotFilter{User: user}, everything)
 		byUser += n
 	}
 	for path := range p.m.volumes {
-		list, n := s.Snapshots(SnapshotFilter{Path: path}, everything)
+		list, n, _ := s.Snapshots(SnapshotFilter{Path: path}, everything)
 		byPath += n
 		if !slices.IsSortedFunc(list, func(a, b Snapshot) int { return int(a.Seq) - int(b.Seq) }) {
 			p.t.Fatalf("snapshots of %s are out of order: %+v", path, list)
 		}
 	}
-	_, all := s.Snapshots(SnapshotFilter{}, everything)
+	_, all, _ := s.Snapshots(SnapshotFilter{}, everything)
 	if all != visible || byUser != visible || byPath != visible {
 		p.t.Fatalf("%d snapshots, %d by user, %d by volume, want %d", all, byUser, byPath, visible)
 	}
 }
 
 func (p *player) compareTasks(s *State) {
-	list, total := s.Tasks(TaskFilter{}, everything)
+	list, total, _ := s.Tasks(TaskFilter{}, everything)
 	if total != len(p.m.tasks) || len(list) != total {
 		p.t.Fatalf("%d tasks, want %d", total, len(p.m.tasks))
 	}

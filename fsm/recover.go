@@ -49,10 +49,7 @@ func (c Recover) apply(s *State) (any, error) {
 }
 
 func (c Recover) check() error {
-	err := cmp.Or(checkUser(c.User), checkUUID(c.UUID))
-	if c.Destination != "" {
-		err = cmp.Or(err, checkPath(c.Destination))
-	}
+	err := cmp.Or(checkUser(c.User), checkUUID(c.UUID), checkGiven(c.Destination, checkPath))
 	if c.Snapshot == uuid.Nil {
 		err = cmp.Or(err, checkPath(c.Path), checkSnapshot(c.Name))
 	}

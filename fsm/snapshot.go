@@ -94,7 +94,7 @@ type SnapshotFilter struct {
 // Snapshot returns a snapshot by the path of its volume and its name. It must
 // belong to user.
 func (s *State) Snapshot(user, path, name string) (Snapshot, error) {
-	if err := cmp.Or(checkPath(path), checkSnapshot(name)); err != nil {
+	if err := cmp.Or(checkUser(user), checkPath(path), checkSnapshot(name)); err != nil {
 		return Snapshot{}, err
 	}
 	f, ok := s.lookup(path)
@@ -111,6 +111,9 @@ func (s *State) Snapshot(user, path, name string) (Snapshot, error) {
 // SnapshotByUUID returns a snapshot. It must belong to user and, if path is not
 // empty, to the volume there.
 func (s *State) SnapshotByUUID(user string, id uuid.UUID, path string) (Snapshot, error) {
+	if err := cmp.Or(checkUser(user), checkGiven(path, checkPath)); err != nil {
+		return Snapshot{}, err
+	}
 	n, ok := load[Snapshot](s, id[:])
 	switch {
 	case !ok || n.Hidden:
@@ -127,7 +130,15 @@ func (s *State) SnapshotByUUID(user string, id uuid.UUID, path string) (Snapshot
 
 // Snapshots returns the snapshots that match, by volume and sequence number,
 // and their total number.
-func (s *State) Snapshots(f SnapshotFilter, p Page) (snapshots []Snapshot, total int) {
+func (s *State) Snapshots(f SnapshotFilter, p Page) (snapshots []Snapshot, total int, err error) {
+	if err := cmp.Or(checkGiven(f.User, checkUser), checkGiven(f.Path, checkPath)); err != nil {
+		return nil, 0, err
+	}
+	snapshots, total = s.snapshots(f, p)
+	return snapshots, total, nil
+}
+
+func (s *State) snapshots(f SnapshotFilter, p Page) (snapshots []Snapshot, total int) {
 	if f.UUID != uuid.Nil {
 		n, err := s.SnapshotByUUID(Root, f.UUID, f.Path)
 		if err != nil || !f.match(&n) {
@@ -255,13 +266,6 @@ func (s *State) freeze(v Volume, n Snapshot) Snapshot {
 }
 
 func (c DeleteSnapshot) apply(s *State) (any, error) {
-	err := checkUser(c.User)
-	if c.UUID == uuid.Nil {
-		err = cmp.Or(err, checkPath(c.Path), checkSnapshot(c.Name))
-	}
-	if err != nil {
-		return nil, err
-	}
 	n, ok, err := s.named(c)
 	if !ok || err != nil || n.Status == SnapshotDeleting {
 		return nil, err

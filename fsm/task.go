@@ -1,6 +1,8 @@
 package fsm
 
 import (
+	"cmp"
+
 	"github.com/google/uuid"
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 )
@@ -71,6 +73,9 @@ type TaskFilter struct {
 
 // Task returns a task. It must belong to user.
 func (s *State) Task(user string, id uuid.UUID) (Task, error) {
+	if err := checkUser(user); err != nil {
+		return Task{}, err
+	}
 	t, ok := load[Task](s, id[:])
 	switch {
 	case !ok:
@@ -82,7 +87,16 @@ func (s *State) Task(user string, id uuid.UUID) (Task, error) {
 }
 
 // Tasks returns the tasks that match, oldest first, and their total number.
-func (s *State) Tasks(f TaskFilter, p Page) (tasks []Task, total int) {
+func (s *State) Tasks(f TaskFilter, p Page) (tasks []Task, total int, err error) {
+	err = cmp.Or(checkGiven(f.User, checkUser), checkGiven(f.Source, checkSource), checkGiven(f.Destination, checkPath))
+	if err != nil {
+		return nil, 0, err
+	}
+	tasks, total = s.tasks(f, p)
+	return tasks, total, nil
+}
+
+func (s *State) tasks(f TaskFilter, p Page) (tasks []Task, total int) {
 	get := func(id []byte) Task {
 		t, _ := load[Task](s, id)
 		return s.follow(t)
@@ -104,6 +118,15 @@ func (s *State) Tasks(f TaskFilter, p Page) (tasks []Task, total int) {
 		match = nil // what an index says is enough
 	}
 	return page(s, index, group, p, get, match)
+}
+
+// checkSource refuses what can't be the source of a task: neither the UUID of a
+// snapshot nor the path of a volume.
+func checkSource(source string) error {
+	if _, err := uuid.Parse(source); err == nil {
+		return nil
+	}
+	return checkPath(source)
 }
 
 func (f TaskFilter) match(t *Task) bool {
@@ -179,9 +202,6 @@ func (s *State) takeUnfinished(v Volume) *Task {
 }
 
 func (c CleanTask) apply(s *State) (any, error) {
-	if err := checkUser(c.User); err != nil {
-		return nil, err
-	}
 	t, err := s.Task(c.User, c.UUID)
 	if err != nil {
 		return nil, err

@@ -238,7 +238,7 @@ func (g gatewayConn) stat(ctx context.Context, req wire.Open) (found wire.Volume
 func (g gatewayConn) list(ctx context.Context, _ struct{}) (names []string, err error) {
 	var walk func(state *fsm.State, dir string) error
 	walk = func(state *fsm.State, dir string) error {
-		files, _, err := state.List(dir, fsm.Page{Limit: maxListed})
+		files, _, err := state.List(fsm.Root, dir, fsm.Page{Limit: maxListed})
 		if err != nil {
 			return err
 		}
@@ -255,7 +255,10 @@ func (g gatewayConn) list(ctx context.Context, _ struct{}) (names []string, err 
 				continue
 			}
 			names = append(names, file.Volume.Path)
-			snapshots, _ := state.Snapshots(fsm.SnapshotFilter{Path: file.Volume.Path}, fsm.Page{Limit: maxListed - len(names)})
+			snapshots, _, err := state.Snapshots(fsm.SnapshotFilter{Path: file.Volume.Path}, fsm.Page{Limit: maxListed - len(names)})
+			if err != nil {
+				return err
+			}
 			for _, snapshot := range snapshots {
 				if !snapshot.Hidden && snapshot.Status == fsm.SnapshotDone {
 					names = append(names, file.Volume.Path+"@"+snapshot.Name)
