@@ -6,10 +6,10 @@ DATA    ?= ./data
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 export CGO_ENABLED ?= 0
 
-.PHONY: help build run demo test lint deps fuzz chaos bench clean
+.PHONY: help build run demo test lint deps fuzz chaos bench bench-io clean
 
 help: ## say what there is
-	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build the static binary bin/localsnap
 	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN) ./cmd/localsnap
@@ -52,6 +52,9 @@ chaos: ## long random runs: the protocol's simulator and its mutants, the store'
 
 bench: ## run the benchmarks; each prints its ratio to plain files in the same run
 	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+bench-io: build deps ## run fio against localsnap and qemu-nbd in turn; CEPH=/path/ceph.conf adds RBD
+	$(GO) run ./integration/bench --binary $(BIN) $(if $(CEPH),--ceph $(CEPH)) $(BENCHFLAGS)
 
 clean: ## remove what was built and the data of make run
 	rm -rf bin $(DATA)

@@ -126,6 +126,14 @@ func (c *Cluster) Image(export string) string {
 		export, filepath.Join(c.dir, "nbd.sock"))
 }
 
+// SocketURI names an export as URI does, on the gateway's unix socket.
+func (c *Cluster) SocketURI(export string) string {
+	return fmt.Sprintf("nbd+unix:///%s?socket=%s", export, filepath.Join(c.dir, "nbd.sock"))
+}
+
+// Pid is the process that runs the cluster.
+func (c *Cluster) Pid() int { return c.cmd.Process.Pid }
+
 // Stop interrupts the process and returns how long it took to end. It fails
 // if that was not a clean end.
 func (c *Cluster) Stop() (time.Duration, error) {
