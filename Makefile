@@ -50,8 +50,8 @@ chaos: ## long random runs: the protocol's simulator and its mutants, the store'
 	$(GO) test -timeout 60m ./chunkserver/replica -run 'TestSim|TestMutants' -seeds 200000 -mutants
 	$(GO) test -timeout 60m ./chunkserver/store -run TestRandomHistories -histories 10000
 
-bench: ## run the benchmarks; each prints its ratio to plain files in the same run
-	$(GO) test -run '^$$' -bench . -benchmem ./...
+bench: ## run the benchmarks, and tell in one table what is reached beside plain files in the same run
+	$(GO) run ./integration/figures -timeout 30m ./...
 
 bench-io: build deps ## run fio against localsnap and qemu-nbd in turn; CEPH=/path/ceph.conf adds RBD
 	$(GO) run ./integration/bench --binary $(BIN) $(if $(CEPH),--ceph $(CEPH)) $(BENCHFLAGS)

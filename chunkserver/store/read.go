@@ -56,7 +56,9 @@ func (s *shard) locate(view *chunk.View, index uint32, first int, places []locat
 	s.mu.RLock()
 	r := s.resolutions[resolutionKey{view.Key(), index}]
 	if r != nil {
-		r.used.Store(true)
+		if !r.used.Load() { // or readers would take the cache line from each other
+			r.used.Store(true)
+		}
 		r.locate(first, places)
 		s.mu.RUnlock()
 		return nil
@@ -76,8 +78,7 @@ func (r *resolution) locate(first int, places []located) {
 	for i := range places {
 		places[i] = located{}
 		if l := r.source(first + i); l != nil {
-			_, _, sum := l.state(first + i)
-			places[i] = located{l, sum}
+			places[i] = located{l, r.sums[first+i]}
 		}
 	}
 }

@@ -9,15 +9,16 @@ import (
 )
 
 // A resolution tells for each block of a chunk in a view which layer it comes
-// from. It is built once, by walking down the layers and the view's parents,
-// and then kept right by whoever changes a layer: reading costs the same
-// however deep the view is. The shard's mu guards it.
+// from, and its checksum. It is built once, by walking down the layers and the
+// view's parents, and then kept right by whoever changes a layer: reading costs
+// the same however deep the view is. The shard's mu guards it.
 type resolution struct {
 	key     resolutionKey
 	view    *chunk.View
 	columns []*column            // of the view and its parents, downwards
 	layers  []*layer             // those that blocks come from, and some that they came from
 	at      [chunk.Blocks]uint16 // 0: zeros; else index into layers, plus 1
+	sums    [chunk.Blocks]uint32 // as the layer has them: looking there would wait for memory a second time
 	used    atomic.Bool          // since it was last considered for dropping
 }
 
@@ -26,7 +27,7 @@ type resolutionKey struct {
 	index uint32
 }
 
-const resolutionSize = 2*chunk.Blocks + 512 // bytes, nearly
+const resolutionSize = (2+4)*chunk.Blocks + 512 // bytes, nearly
 
 // resolution returns the resolution of a chunk in a view. mu must be held for
 // writing.
@@ -66,7 +67,8 @@ func (r *resolution) descend(c *column, lineage chunk.Lineage, unresolved *block
 				if number == 0 {
 					number, _ = r.number(l)
 				}
-				r.at[i*partBlocks+bits.TrailingZeros64(m)] = number
+				in := bits.TrailingZeros64(m)
+				r.at[i*partBlocks+in], r.sums[i*partBlocks+in] = number, p.sums[in]
 			}
 			unresolved[i] &^= p.has()
 		})
@@ -121,7 +123,7 @@ func (r *resolution) resolve(block int) bool {
 		c := r.columns[i]
 		for j := len(c.layers) - 1; j >= 0; j-- {
 			l := c.layers[j]
-			data, zero, _ := l.state(block)
+			data, zero, sum := l.state(block)
 			if !data && !zero || !v.Lineage().Sees(l.id.seq) {
 				continue
 			}
@@ -129,7 +131,7 @@ func (r *resolution) resolve(block int) bool {
 				return true
 			}
 			number, ok := r.number(l)
-			r.at[block] = number
+			r.at[block], r.sums[block] = number, sum
 			return ok
 		}
 	}

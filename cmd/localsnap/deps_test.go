@@ -29,8 +29,10 @@ var imports = map[string][]string{
 	"api/client":          {}, // for anybody's programs: carries nothing of ours along
 	"cmd/localsnap": {"api", "api/client", "cluster", "cluster/coordinator", "fsm",
 		"chunkserver", "chunkserver/chunk", "chunkserver/volume", "chunkserver/nbd", "chunkserver/wire"},
-	"integration":      {"api/client"}, // drives the binary, as a user does
-	"integration/demo": {"integration"},
+	"integration":         {"api/client"}, // drives the binary, as a user does
+	"integration/demo":    {"integration"},
+	"integration/bench":   {"integration", "api/client"},
+	"integration/figures": {}, // reads what go test prints
 }
 
 func TestImports(t *testing.T) {
