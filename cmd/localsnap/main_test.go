@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -89,7 +90,7 @@ func TestRefusals(t *testing.T) {
 		{"nothing", "--help"},
 	} {
 		dir := filepath.Join(t.TempDir(), "data")
-		err := run(t.Context(), strings.Fields(strings.ReplaceAll(tt.args, "DIR", dir)))
+		err := run(t.Context(), strings.Fields(strings.ReplaceAll(tt.args, "DIR", dir)), io.Discard, io.Discard)
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%s: got %v, want an error that mentions %q", tt.args, err, tt.want)
 		}
