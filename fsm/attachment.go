@@ -90,7 +90,7 @@ func (s *State) context(a Attachment) Context {
 
 // Writer returns the attachment that may write to a volume, if there is one.
 func (s *State) Writer(id chunk.VolumeID) (a Attachment, ok bool) {
-	s.scan(byHead, heads(id, writer), 0, func(key, _ []byte) bool {
+	s.scan(byHead, heads(id, writer), "", func(key, _ []byte) bool {
 		a, ok = load[Attachment](s, key)
 		return false
 	})

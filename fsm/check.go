@@ -4,7 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"math/bits"
+	"slices"
 
 	"github.com/google/uuid"
 	"github.com/localsnap/localsnap/chunkserver/chunk"
@@ -57,28 +59,42 @@ func (c *checker) run() {
 
 // indexes makes the index and the counts anew and compares.
 func (c *checker) indexes() {
-	index, counts := map[string]string{}, map[string]uint64{}
-	enter[Volume](c, index, counts)
-	enter[Directory](c, index, counts)
-	enter[Snapshot](c, index, counts)
-	enter[Task](c, index, counts)
-	enter[Attachment](c, index, counts)
-	enter[Node](c, index, counts)
-	enter[pool](c, index, counts)
-	enter[copyset](c, index, counts)
+	index, counts := map[string]entry{}, map[string]int{}
+	enter[Volume](c, index)
+	enter[Directory](c, index)
+	enter[Snapshot](c, index)
+	enter[Task](c, index)
+	enter[Attachment](c, index)
+	enter[Node](c, index)
+	enter[pool](c, index)
+	enter[copyset](c, index)
 
 	must(c.bucket(bucketIndex).ForEach(func(k, v []byte) error {
-		if value, ok := index[string(k)]; !ok || value != string(v) {
-			c.fail("index entry %q -> %x, want %x", k, v, value)
+		e, ok := index[string(k)]
+		if !ok || e.value != string(v) {
+			c.fail("index entry %q -> %x, want %x", k, v, e.value)
 		}
-		delete(index, string(k))
 		return nil
 	}))
-	for k := range index {
-		c.fail("index entry %q is missing", k)
+	spans := map[string]string{} // the one that an entry lies in, of a level
+	for _, k := range slices.Sorted(maps.Keys(index)) {
+		e := index[k]
+		if c.find(e.index, e.group, e.key) == nil {
+			c.fail("index entry %q is missing", k)
+		}
+		for level := e.lowest(); level <= wholeGroup; level++ {
+			group := string(span(level, e.index, e.group, ""))
+			if _, begun := spans[group]; !begun {
+				spans[group] = group
+			}
+			if level <= e.fence() {
+				spans[group] = group + e.key
+			}
+			counts[spans[group]]++
+		}
 	}
 	must(c.bucket(bucketCounts).ForEach(func(k, v []byte) error {
-		if n := binary.BigEndian.Uint64(v); n != counts[string(k)] {
+		if n := int(binary.BigEndian.Uint64(v)); n != counts[string(k)] {
 			c.fail("count of %q is %d, want %d", k, n, counts[string(k)])
 		}
 		delete(counts, string(k))
@@ -90,18 +106,17 @@ func (c *checker) indexes() {
 }
 
 // enter adds what the records of a type say to an index.
-func enter[R record](c *checker, index map[string]string, counts map[string]uint64) {
+func enter[R record](c *checker, index map[string]entry) {
 	for _, r := range all[R](c.State) {
 		if _, ok := load[R](c.State, r.key()); !ok {
 			c.fail("record %+v is not under its key", r)
 		}
 		for _, e := range r.entries() {
-			key := string(e.counter()) + e.key
+			key := string(e.place())
 			if _, ok := index[key]; ok {
 				c.fail("two records have the index entry %q", key)
 			}
-			index[key] = e.value
-			counts[string(e.counter())]++
+			index[key] = e
 		}
 	}
 }

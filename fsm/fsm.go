@@ -28,7 +28,7 @@
 //   - A volume in the recycle bin, or purging, has no snapshot and no attachment.
 //   - A hidden snapshot has a clone.
 //   - A path has at most one clone task and one recover task.
-//   - Every index and every count is what the records say (see index.go).
+//   - Every index and every count is what the records say (see index.go and rank.go).
 //
 // # Rules for commands
 //
@@ -105,7 +105,7 @@ func (f *FSM) open() error {
 }
 
 // format is the version of the file's layout.
-const format uint64 = 1
+const format uint64 = 2
 
 var keyFormat = []byte("format")
 

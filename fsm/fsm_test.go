@@ -288,7 +288,7 @@ func TestCheckSeesDamage(t *testing.T) {
 	for name, breakIt := range map[string]func(*State){
 		"index entry lost":    func(s *State) { s.bucket(bucketIndex).Delete([]byte("n/\x00a")) },
 		"index entry made up": func(s *State) { s.bucket(bucketIndex).Put([]byte("n/\x00z"), []byte("v12345678")) },
-		"count wrong":         func(s *State) { s.add([]byte("n/\x00"), 1) },
+		"count wrong":         func(s *State) { s.add(span(wholeGroup, byName, "/\x00", ""), 1) },
 		"orphan clone":        func(s *State) { remove(s, Snapshot{UUID: id(1)}) },
 		"parent being deleted": func(s *State) {
 			n := s.snapshot(id(1))

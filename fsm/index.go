@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -18,8 +19,7 @@ import (
 // "the volumes in this directory" or "the clones of this snapshot" is a scan
 // and a count, and there is no reference count that could be wrong.
 //
-//	index:  u8 index | group | key -> value
-//	counts: u8 index | group       -> u64 number of entries, if not 0
+//	index: u8 index | group | key -> value
 //
 // Groups of one index are of equal length or end in a zero byte, which names
 // don't contain, so that no group is the beginning of another. Numbers are
@@ -141,60 +141,40 @@ func remove[R record](s *State, r R) {
 	must(s.bucket(r.table()).Delete(r.key()))
 }
 
-func (e entry) counter() []byte { return append([]byte{byte(e.index)}, e.group...) }
+// place is the entry's key in the index.
+func (e entry) place() []byte { return place(e.index, e.group, e.key) }
+
+func place(i index, group, key string) []byte {
+	return slices.Concat([]byte{byte(i)}, []byte(group), []byte(key))
+}
 
 func (s *State) enlist(entries []entry) {
 	for _, e := range entries {
-		must(s.bucket(bucketIndex).Put(append(e.counter(), e.key...), []byte(e.value)))
-		s.add(e.counter(), 1)
+		must(s.bucket(bucketIndex).Put(e.place(), []byte(e.value)))
+		s.countIn(e)
 	}
 }
 
 func (s *State) unlist(entries []entry) {
 	for _, e := range entries {
-		must(s.bucket(bucketIndex).Delete(append(e.counter(), e.key...)))
-		s.add(e.counter(), -1)
+		must(s.bucket(bucketIndex).Delete(e.place()))
+		s.countOut(e)
 	}
-}
-
-func (s *State) add(counter []byte, n int) {
-	counts := s.bucket(bucketCounts)
-	if data := counts.Get(counter); data != nil {
-		n += int(binary.BigEndian.Uint64(data))
-	}
-	if n == 0 {
-		must(counts.Delete(counter))
-		return
-	}
-	must(counts.Put(counter, binary.BigEndian.AppendUint64(nil, uint64(n))))
-}
-
-// count is the number of entries of a group.
-func (s *State) count(i index, group string) int {
-	data := s.bucket(bucketCounts).Get(append([]byte{byte(i)}, group...))
-	if data == nil {
-		return 0
-	}
-	return int(binary.BigEndian.Uint64(data))
 }
 
 // find returns the value of the entry of a key, nil if there is none.
 func (s *State) find(i index, group, key string) []byte {
-	return s.bucket(bucketIndex).Get(append(append([]byte{byte(i)}, group...), key...))
+	return s.bucket(bucketIndex).Get(place(i, group, key))
 }
 
-// scan calls fn with the keys and values of a group, in order, until fn returns
-// false. The first skip entries are passed over without being looked at. It may
-// also be given what several groups begin with; then keys include the rest of
-// their groups. fn must not change the state.
-func (s *State) scan(i index, group string, skip int, fn func(key, value []byte) bool) {
-	prefix := append([]byte{byte(i)}, group...)
+// scan calls fn with the keys and values of a group, in order, from a key on or
+// from the beginning, until fn returns false. It may also be given what several
+// groups begin with; then keys include the rest of their groups. fn must not
+// change the state.
+func (s *State) scan(i index, group, from string, fn func(key, value []byte) bool) {
+	prefix := place(i, group, "")
 	c := s.bucket(bucketIndex).Cursor()
-	for k, v := c.Seek(prefix); len(k) >= len(prefix) && string(k[:len(prefix)]) == string(prefix); k, v = c.Next() {
-		if skip > 0 {
-			skip--
-			continue
-		}
+	for k, v := c.Seek(append(prefix, from...)); bytes.HasPrefix(k, prefix); k, v = c.Next() {
 		if !fn(k[len(prefix):], v) {
 			return
 		}
@@ -204,7 +184,7 @@ func (s *State) scan(i index, group string, skip int, fn func(key, value []byte)
 // ids returns the volumes whose ids are the keys of a group.
 func (s *State) ids(i index, group string) []chunk.VolumeID {
 	ids := []chunk.VolumeID{}
-	s.scan(i, group, 0, func(key, _ []byte) bool {
+	s.scan(i, group, "", func(key, _ []byte) bool {
 		ids = append(ids, chunk.VolumeID(fromNumber(key)))
 		return true
 	})
@@ -214,29 +194,28 @@ func (s *State) ids(i index, group string) []chunk.VolumeID {
 // uuids returns the values of a group.
 func (s *State) uuids(i index, group string) []uuid.UUID {
 	ids := []uuid.UUID{}
-	s.scan(i, group, 0, func(_, value []byte) bool {
+	s.scan(i, group, "", func(_, value []byte) bool {
 		ids = append(ids, uuid.UUID(value))
 		return true
 	})
 	return ids
 }
 
-// page returns a part of the group's entries, each made into a T, and their
+// page returns a part of the entries of a group of a ranked index, each made into a T, and their
 // total number. With a match, only what it accepts is counted and returned, and
 // the whole group is looked at.
 func page[T any](s *State, i index, group string, p Page, get func(value []byte) T, match func(*T) bool) ([]T, int) {
-	found := []T{}
+	found, total := []T{}, 0
 	if match == nil {
-		if p.Limit > 0 {
-			s.scan(i, group, p.Offset, func(_, value []byte) bool {
+		if total = s.count(i, group); p.Limit > 0 && p.Offset < total {
+			s.scan(i, group, s.seek(i, group, p.Offset), func(_, value []byte) bool {
 				found = append(found, get(value))
 				return len(found) < p.Limit
 			})
 		}
-		return found, s.count(i, group)
+		return found, total
 	}
-	total := 0
-	s.scan(i, group, 0, func(_, value []byte) bool {
+	s.scan(i, group, "", func(_, value []byte) bool {
 		if t := get(value); match(&t) {
 			if total >= p.Offset && len(found) < p.Limit {
 				found = append(found, t)

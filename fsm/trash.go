@@ -46,7 +46,7 @@ const maxExpired = 1000
 // OldestTrash returns when the volume that lies in /RecycleBin longest was
 // deleted, or false if none lies there.
 func (s *State) OldestTrash() (time uint64, ok bool) {
-	s.scan(byTrash, "", 0, func(key, _ []byte) bool {
+	s.scan(byTrash, "", "", func(key, _ []byte) bool {
 		time, ok = fromNumber(key), true
 		return false
 	})
@@ -191,7 +191,7 @@ func (s *State) restored(user, path string) (Volume, bool) {
 
 func (c ExpireTrash) apply(s *State) (any, error) {
 	var expired []chunk.VolumeID
-	s.scan(byTrash, "", 0, func(key, _ []byte) bool {
+	s.scan(byTrash, "", "", func(key, _ []byte) bool {
 		if fromNumber(key) > c.Before {
 			return false
 		}
