@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"time"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 )
@@ -220,18 +221,32 @@ func (s *Store) considerCheckpoint() {
 // maxBacklog bounds the journal, in bytes, when checkpoints are slow.
 func (s *Store) maxBacklog() int64 { return 4 * s.opts.CheckpointBytes }
 
-// runCheckpoints takes the checkpoints that are due.
+// runCheckpoints takes the checkpoints that are due: for what has been
+// written, and, however little that is, for what has become needless.
 func (s *Store) runCheckpoints() {
+	tick := time.NewTicker(s.opts.FreeEvery)
+	defer tick.Stop()
 	for {
 		select {
 		case <-s.stop:
 			return
-		case <-s.due:
-			if err := s.Checkpoint(context.Background()); err != nil {
-				return
+		case <-tick.C:
+			if !s.hasNeedless() {
+				continue
 			}
+		case <-s.due:
+		}
+		if err := s.Checkpoint(context.Background()); err != nil {
+			return
 		}
 	}
+}
+
+// hasNeedless reports whether there is anything that a checkpoint would free.
+func (s *Store) hasNeedless() bool {
+	s.applying.Lock()
+	defer s.applying.Unlock()
+	return s.opts.CheckpointBytes >= 0 && len(s.needless) > 0
 }
 
 // restore turns what a checkpoint saved into histories.

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 )
@@ -22,10 +23,12 @@ type Options struct {
 
 	QueueBytes      int64 // of entries accepted but not yet applied, before Append blocks; default 64 MiB
 	SegmentBytes    int64 // length of a journal segment; default 64 MiB; fixed when the directory is made
-	CheckpointBytes int64 // journal written before a checkpoint starts by itself; default 128 MiB; negative: never
+	CheckpointBytes int64 // journal written before a checkpoint starts by itself; default 128 MiB; negative: none ever does
 	CacheBytes      int64 // memory for clean metadata and resolutions; default 256 MiB
 	OpenFiles       int   // layer files held open; default half of what the process may open, at most 8192
 	ReserveBytes    int64 // kept free for journal, checkpoint and deletes; default 1 GiB
+
+	FreeEvery time.Duration // a checkpoint starts by itself this often while there is anything to free; default 5 s
 }
 
 func (o Options) withDefaults(dir string) Options {
@@ -41,6 +44,7 @@ func (o Options) withDefaults(dir string) Options {
 	o.CacheBytes = cmp.Or(o.CacheBytes, 256<<20)
 	o.OpenFiles = cmp.Or(o.OpenFiles, min(8192, maxOpenFiles()/2))
 	o.ReserveBytes = cmp.Or(o.ReserveBytes, 1<<30)
+	o.FreeEvery = cmp.Or(o.FreeEvery, 5*time.Second)
 	return o
 }
 

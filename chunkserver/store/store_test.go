@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"math"
 	"math/bits"
 	"math/rand/v2"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -337,6 +339,32 @@ func TestMemoryIsBounded(t *testing.T) {
 
 // A deleted snapshot may still be read by somebody who does not know: what
 // comes back is undefined, but it is no damage.
+// What a purge leaves behind is freed although nothing is written afterwards.
+func TestIdleStoreFreesWhatWasPurged(t *testing.T) {
+	dir, opts := t.TempDir(), small
+	opts.CheckpointBytes, opts.FreeEvery = math.MaxInt64/8, 10*time.Millisecond
+	c := &client{Store: mustOpen(t, dir, opts)}
+	ref := chunk.Ref{Volume: 1, Index: 7}
+	c.must(t, writeOp(ref, 1, 0, filled(4, 1)))
+	if err := c.Checkpoint(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	volume := filepath.Join(dir, volumeDir(ref.Volume))
+	if _, err := os.Stat(volume); err != nil {
+		t.Fatalf("before the purge: %v", err)
+	}
+	c.must(t, chunk.Op{Kind: chunk.OpPurge, Ref: ref, UpTo: chunk.MaxSeq})
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		_, err := os.Stat(volume)
+		if errors.Is(err, fs.ErrNotExist) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the purged layer's file is still there: %v", err)
+		}
+	}
+}
+
 func TestReadOfAPurgedView(t *testing.T) {
 	s := mustOpen(t, t.TempDir(), small)
 	c := &client{Store: s}
