@@ -19,25 +19,77 @@ const (
 	progressPeriod = 200 * time.Millisecond
 )
 
-// jobs returns the body of a loop that works on each volume that list names,
-// and again on those for which work has failed.
-func (t *term) jobs(kind string, list func(*fsm.State) []chunk.VolumeID, work func(context.Context, chunk.VolumeID) error) func(context.Context) error {
-	return func(ctx context.Context) error {
-		var open []chunk.VolumeID
-		err := t.node.ReadLocal(func(state *fsm.State) error {
-			open = list(state)
-			return nil
-		})
-		if err != nil {
-			return err
+// jobs is the long work of one kind: on several volumes at once, and again on
+// those for which it has failed.
+type jobs struct {
+	term *term
+	kind string
+	list func(*fsm.State) []chunk.VolumeID // those that need work, ascending
+	work func(context.Context, chunk.VolumeID) error
+
+	latest  chunk.VolumeID // that work was begun on; the next ones have their turn first
+	running sync.WaitGroup
+
+	mu      sync.Mutex
+	volumes map[chunk.VolumeID]struct{} // that are being worked on, at most maxJobs
+}
+
+func (t *term) jobs(kind string, list func(*fsm.State) []chunk.VolumeID, work func(context.Context, chunk.VolumeID) error) *jobs {
+	return &jobs{term: t, kind: kind, list: list, work: work, volumes: make(map[chunk.VolumeID]struct{})}
+}
+
+// run works until the term ends.
+func (j *jobs) run() {
+	j.term.loop(time.Second, j.begin)()
+	j.running.Wait()
+}
+
+// begin begins as much work as there is room for. Work that succeeds rings,
+// which fills its place; work that fails is tried again at the next tick.
+func (j *jobs) begin(ctx context.Context) error {
+	var open []chunk.VolumeID
+	err := j.term.node.ReadLocal(func(state *fsm.State) error {
+		open = j.list(state)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	next, _ := slices.BinarySearch(open, j.latest+1)
+	for _, id := range slices.Concat(open[next:], open[:next]) {
+		if !j.claim(id) {
+			continue
 		}
-		return parallel(ctx, len(open), maxJobs, func(ctx context.Context, i int) error {
-			if err := work(ctx, open[i]); err != nil && t.ctx.Err() == nil {
-				t.log.Warn("job will be tried again", "job", kind, "volume", open[i], "err", err)
+		j.latest = id
+		j.running.Go(func() {
+			err := j.work(ctx, id)
+			j.yield(id)
+			if err == nil {
+				j.term.ring()
+			} else if ctx.Err() == nil {
+				j.term.log.Warn("job will be tried again", "job", j.kind, "volume", id, "err", err)
 			}
-			return nil
 		})
 	}
+	return nil
+}
+
+// claim reserves a volume for work, if there is room and it is free.
+func (j *jobs) claim(id chunk.VolumeID) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if _, busy := j.volumes[id]; busy || len(j.volumes) >= maxJobs {
+		return false
+	}
+	j.volumes[id] = struct{}{}
+	return true
+}
+
+// yield undoes claim.
+func (j *jobs) yield(id chunk.VolumeID) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	delete(j.volumes, id)
 }
 
 // progress reports how far a job has come, as often as is worth a commit.
@@ -100,7 +152,6 @@ func (t *term) flatten(ctx context.Context, id chunk.VolumeID) error {
 	_, err = t.node.Apply(ctx, fsm.FlattenDone{Volume: id})
 	if err == nil {
 		t.log.Info("flattened", "volume", volume.Path, "chunks", len(indices))
-		t.ring()
 	}
 	return err
 }
@@ -148,7 +199,6 @@ func (t *term) purge(ctx context.Context, id chunk.VolumeID) error {
 	_, err = t.node.Apply(ctx, job.Done())
 	if err == nil {
 		t.log.Info("purged", "volume", id, "chunks", len(indices), "snapshots", len(job.Snapshots))
-		t.ring()
 	}
 	return err
 }
