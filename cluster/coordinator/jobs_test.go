@@ -4,8 +4,11 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 	"github.com/localsnap/localsnap/fsm"
@@ -101,5 +104,108 @@ func TestFailingJobsMakeRoom(t *testing.T) {
 			return err
 		})
 		return status == fsm.VolumeDone
+	})
+}
+
+// A leader is deposed when its work has come as far as the k-th operation, for
+// every k; that one takes effect or is lost. The next leader completes the work.
+func TestLeaderChangesBetweenAnyTwoOperations(t *testing.T) {
+	t.Parallel()
+	const chunks = 2
+	r := newRig(t)
+	for k := 0; !r.deposeAt(k, k%2 == 1, chunks); k++ {
+		if k > 1000 {
+			t.Fatal("the work never ends")
+		}
+	}
+}
+
+// deposeAt has one leader begin to flatten a clone and to purge everything
+// else, until its k-th operation, and another one complete that. It reports
+// whether the first one got to the end.
+func (r *rig) deposeAt(k int, lost bool, chunks uint32) (ended bool) {
+	r.t.Helper()
+	path := func(name string) string { return fmt.Sprintf("/%s%d", name, k) }
+	c, depose := r.lead()
+	source := r.makeVolume(c, path("source"), chunks)
+	scrap := r.makeVolume(c, path("scrap"), chunks)
+	var seen int
+	var mu sync.Mutex
+	reached := make(chan struct{})
+	r.pool.onSubmit(func(ctx context.Context, _ chunk.Op) error {
+		mu.Lock()
+		now := seen
+		seen++
+		mu.Unlock()
+		switch {
+		case now < k:
+			return nil
+		case now == k:
+			close(reached)
+			if !lost {
+				return nil
+			}
+		}
+		<-ctx.Done() // until the connection ends
+		return ctx.Err()
+	})
+	clone := r.cloneAndFlatten(c, path("source"), path("clone"))
+	r.do(c, fsm.Delete{User: fsm.Root, Path: path("scrap")}, fsm.ExpireTrash{Before: now()})
+	r.await("the operation, or the end", func() bool {
+		select {
+		case <-reached:
+			return true
+		default:
+			ended = r.idle()
+			return ended
+		}
+	})
+	depose()
+
+	r.pool.onSubmit(nil)
+	_, depose = r.lead()
+	r.await("the next leader", r.idle)
+	depose()
+	r.verify(clone, source, scrap, chunks)
+	return ended
+}
+
+// verify checks the results of deposeAt.
+func (r *rig) verify(clone, source, scrap chunk.VolumeID, chunks uint32) {
+	r.t.Helper()
+	want, got := make(map[chunk.Ref]int), make(map[chunk.Ref]int) // bytes flattened
+	for i := range chunks {
+		want[chunk.Ref{Volume: clone, Index: i}] = chunk.Size
+	}
+	type place struct {
+		ref chunk.Ref
+		off uint32
+	}
+	flat := make(map[place]bool)
+	r.pool.mu.Lock()
+	for _, op := range r.pool.ops {
+		at := place{op.Ref, op.Off}
+		if op.Kind == chunk.OpFlatten && op.Ref.Volume == clone && !flat[at] {
+			flat[at] = true
+			got[op.Ref] += int(op.Len)
+		}
+	}
+	left := slices.Sorted(maps.Keys(r.pool.chunks[scrap]))
+	kept := len(r.pool.chunks[source])
+	r.pool.mu.Unlock()
+	if diff := cmp.Diff(want, got); diff != "" {
+		r.t.Errorf("flattened (-want +got):\n%s", diff)
+	}
+	if len(left) > 0 || kept != int(chunks) {
+		r.t.Errorf("left of what was deleted: %v; of the source: %d chunks", left, kept)
+	}
+	r.node.ReadLocal(func(s *fsm.State) error {
+		if v, err := s.VolumeByID(clone); err != nil || v.Status() != fsm.VolumeDone {
+			r.t.Errorf("clone: %+v, error %v", v, err)
+		}
+		if v, err := s.VolumeByID(scrap); err == nil {
+			r.t.Errorf("deleted, and yet: %+v", v)
+		}
+		return nil
 	})
 }

@@ -44,7 +44,7 @@ func newTerm(ctx context.Context, node *cluster.Node, log *slog.Logger) (*term, 
 	if err != nil {
 		return nil, fmt.Errorf("identify the cluster: %w", err)
 	}
-	return &term{
+	t := &term{
 		ctx:          ctx,
 		node:         node,
 		log:          log,
@@ -53,7 +53,12 @@ func newTerm(ctx context.Context, node *cluster.Node, log *slog.Logger) (*term, 
 		conns:        make(map[*wire.Conn]struct{}),
 		chunkservers: make(map[chunk.NodeID]*chunkserver),
 		gateways:     make(map[string]*gateway),
-	}, nil
+	}
+	// Whoever asks all copysets must not take "not known yet" for "none".
+	if err := t.refreshCopysets(); err != nil {
+		return nil, fmt.Errorf("read the copysets: %w", err)
+	}
+	return t, nil
 }
 
 // now is the time that goes into commands, in microseconds.
