@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 )
@@ -98,8 +99,12 @@ func (s *Store) write(op *chunk.Op) error {
 	sh := s.table.shard(op.Ref.Index)
 	sh.io.Lock()
 	defer sh.io.Unlock()
-	if err := file.WriteAt(int64(op.Off), op.Data); err != nil {
-		return err
+	off := int64(op.Off)
+	for run := range slices.Chunk(op.Data, pageRun) {
+		if err := file.WriteAt(off, run); err != nil {
+			return err
+		}
+		off += pageRun
 	}
 	first, n := blocks(op.Off, op.Len)
 	return sh.change(id, first, n, func(l *layer) {

@@ -105,7 +105,7 @@ func openSegmentFile(fs FS, name string, length int64, create bool) (File, error
 	if err != nil {
 		return nil, err
 	}
-	zeros := make([]byte, min(length, 1<<20))
+	zeros := make([]byte, min(length, pageRun))
 	for off := int64(0); off < length; off += int64(len(zeros)) {
 		if err := file.WriteAt(off, zeros[:min(int64(len(zeros)), length-off)]); err != nil {
 			file.Close()
