@@ -107,7 +107,18 @@ func (s *Store) ownsFile(id layerID) (bool, error) {
 // CheckChunk is Check for the blocks of one chunk: for whoever goes through
 // all of them at a pace of his own.
 func (s *Store) CheckChunk(ctx context.Context, ref chunk.Ref, report func(Finding)) error {
-	layers, err := s.layersOf(ref)
+	var layers []chunk.Seq
+	err := s.inspect(ref, func(c *column) {
+		for _, l := range c.layers {
+			if l.empty() {
+				continue
+			}
+			layers = append(layers, l.id.seq)
+			if l.sum != l.summed() {
+				report(Finding{ref, l.id.seq, -1, "the digest is not that of the blocks"})
+			}
+		}
+	})
 	if err != nil {
 		return err
 	}
@@ -122,19 +133,6 @@ func (s *Store) CheckChunk(ctx context.Context, ref chunk.Ref, report func(Findi
 		}
 	}
 	return nil
-}
-
-// layersOf returns the sequence numbers of the layers of a chunk.
-func (s *Store) layersOf(ref chunk.Ref) ([]chunk.Seq, error) {
-	var seqs []chunk.Seq
-	err := s.inspect(ref, func(c *column) {
-		for _, l := range c.layers {
-			if !l.empty() {
-				seqs = append(seqs, l.id.seq)
-			}
-		}
-	})
-	return seqs, err
 }
 
 // inspect calls fn with the column of a chunk.

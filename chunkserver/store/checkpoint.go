@@ -113,6 +113,9 @@ func (s *shard) cut(c *cut) {
 				}
 				c.parts = append(c.parts, saved)
 			}
+			if l.dirty != 0 {
+				c.layers = append(c.layers, savedLayer{l.id, l.empty(), l.sum})
+			}
 			l.dirty = 0
 		}
 		column.saving = true

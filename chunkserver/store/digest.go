@@ -1,43 +1,84 @@
 package store
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 )
 
-// LayerDigest sums up the content of one layer of a chunk: two stores hold
-// the same layer if they have the same digest for it.
+// LayerDigest sums up the content of one layer of a chunk. Two stores with
+// the same layer have the same digest for it. Two with different layers have
+// different ones unless the checksums of all blocks that differ agree by
+// chance: one in 2^32 for a single block.
 type LayerDigest struct {
 	Seq    chunk.Seq
 	Digest [16]byte
 }
 
-// Digest sums up the layers of a chunk, in ascending order of Seq. It is
-// computed from the metadata: no block is read.
+// Digest returns the digests of the layers of a chunk, in ascending order of
+// Seq. They are kept up to date by what changes the layers: nothing has to be
+// computed here, and the metadata of chunks that is not in memory stays where
+// it is.
 func (s *Store) Digest(ref chunk.Ref) ([]LayerDigest, error) {
+	if err := s.failure(); err != nil {
+		return nil, stopped(err)
+	}
+	sh := s.table.shard(ref.Index)
+	sh.mu.RLock()
+	c := sh.columns[ref]
+	if c == nil {
+		sh.mu.RUnlock()
+		return s.meta.digests(ref) // as of now or later: what is in no column is saved
+	}
+	defer sh.mu.RUnlock()
 	var digests []LayerDigest
-	err := s.inspect(ref, func(c *column) {
-		for _, l := range c.layers {
-			if !l.empty() {
-				digests = append(digests, LayerDigest{l.id.seq, l.digest()})
-			}
+	for _, l := range c.layers {
+		if !l.empty() {
+			digests = append(digests, LayerDigest{l.id.seq, l.sum.encode()})
 		}
-	})
-	return digests, err
+	}
+	return digests, nil
 }
 
-// digest is the front of a SHA-256 over which blocks are there and what their
-// checksums are.
-func (l *layer) digest() (d [16]byte) {
-	h := sha256.New()
-	l.each(func(i int, p *part) {
-		h.Write(binary.LittleEndian.AppendUint32(nil, uint32(i)))
-		h.Write(p.encode())
-	})
-	copy(d[:], h.Sum(nil))
-	return d
+// digest is the sum, without carries, of a hash of each block that is there:
+// of its number, of its being data or zeros, and of its checksum. So it can be
+// kept up as blocks come and go, in any order.
+type digest [2]uint64
+
+func (d digest) encode() (b [16]byte) {
+	binary.LittleEndian.PutUint64(b[:], d[0])
+	binary.LittleEndian.PutUint64(b[8:], d[1])
+	return b
+}
+
+// toggle takes a block, as it is, into the sum of its layer, or out again. It
+// does nothing for a block that is absent.
+func (l *layer) toggle(block int) {
+	data, zero, sum := l.state(block)
+	if !data && !zero {
+		return
+	}
+	x := uint64(block)<<33 | uint64(sum)
+	if zero {
+		x |= 1 << 32
+	}
+	l.sum[0] ^= mix64(x)
+	l.sum[1] ^= mix64(^x)
+}
+
+// summed computes the sum of a layer anew.
+func (l *layer) summed() digest {
+	fresh := &layer{id: l.id}
+	l.each(fresh.restore)
+	return fresh.sum
+}
+
+// mix64 spreads x over all bits: the finalizer of SplitMix64.
+func mix64(x uint64) uint64 {
+	x += 0x9e3779b97f4a7c15
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
 }
 
 // Block is what a layer has in the place of a block: data, with the

@@ -31,7 +31,8 @@ func TestFormatFile(t *testing.T) {
 		change     func(b []byte)
 	}{
 		{"magic", "not that of a store", false, func(b []byte) { b[0] = 'X' }},
-		{"newer", "version 2, this program knows 1", false, func(b []byte) { b[8] = 2 }},
+		{"newer", "version 3, this program knows 2", false, func(b []byte) { b[8] = 3 }},
+		{"older", "version 1, this program knows 2", false, func(b []byte) { b[8] = 1 }},
 		{"flipped bit", "damaged", true, func(b []byte) { b[20] ^= 1 }},
 		{"another store's journal", "another store", true, func(b []byte) { b[20] ^= 1; reseal(b) }},
 	} {

@@ -83,6 +83,7 @@ type layer struct {
 	parts [parts]*part // nil if all blocks are absent
 	kept  uint64       // Invariant: the parts that are not nil
 	dirty uint64       // parts that differ from the database
+	sum   digest       // Invariant: of all blocks that are there
 	size  int64        // as counted in shard.bytes
 }
 
@@ -123,6 +124,14 @@ func (l *layer) put(i int, p *part) {
 	}
 }
 
+// restore makes p, as it was saved, part i, which there is none of.
+func (l *layer) restore(i int, p *part) {
+	l.put(i, p)
+	for m := p.has(); m != 0; m &= m - 1 {
+		l.toggle(i*partBlocks + bits.TrailingZeros64(m))
+	}
+}
+
 // change returns the part of block, to be changed.
 func (l *layer) change(block int) *part {
 	i := block / partBlocks
@@ -135,16 +144,20 @@ func (l *layer) change(block int) *part {
 
 func (l *layer) setData(block int, sum uint32) {
 	p, bit := l.change(block), uint64(1)<<(block%partBlocks)
+	l.toggle(block)
 	p.data |= bit
 	p.zero &^= bit
 	p.sums[block%partBlocks] = sum
+	l.toggle(block)
 }
 
 func (l *layer) setZero(block int) {
 	p, bit := l.change(block), uint64(1)<<(block%partBlocks)
+	l.toggle(block)
 	p.zero |= bit
 	p.data &^= bit
 	p.sums[block%partBlocks] = 0
+	l.toggle(block)
 }
 
 // clear makes the blocks in mask of part i absent.
@@ -154,11 +167,13 @@ func (l *layer) clear(i int, mask uint64) {
 		return
 	}
 	l.dirty |= 1 << i
+	for m := p.has() & mask; m != 0; m &= m - 1 {
+		in := bits.TrailingZeros64(m)
+		l.toggle(i*partBlocks + in)
+		p.sums[in] = 0
+	}
 	p.data &^= mask
 	p.zero &^= mask
-	for m := mask; m != 0; m &= m - 1 {
-		p.sums[bits.TrailingZeros64(m)] = 0
-	}
 	if p.has() == 0 {
 		l.put(i, nil)
 	}

@@ -18,6 +18,8 @@ import (
 //
 //	parts     u64 volume, u32 chunk, u64 seq, u8 part
 //	            -> u64 data, u64 zero, u32 checksum of each block with data
+//	layers    u64 volume, u32 chunk, u64 seq -> the digest of all its parts, 16 bytes,
+//	            by which parts that are not what was saved are found out
 //	copysets  u32 copyset -> u64 promised epoch, u64 epoch, u64 last, u64 commit
 //	tokens    u32 copyset, u64 volume -> u64 attachment, u64 sequence number
 //	needless  u64 volume, u32 chunk, u64 seq -> 64 x u64: blocks of the file to be freed
@@ -29,6 +31,7 @@ const metaFile = "meta.db"
 
 var (
 	bucketParts    = []byte("parts")
+	bucketLayers   = []byte("layers")
 	bucketCopysets = []byte("copysets")
 	bucketTokens   = []byte("tokens")
 	bucketNeedless = []byte("needless")
@@ -64,6 +67,7 @@ type cut struct {
 	batch    uint64   // number of the last batch
 	used     int64    // blocks with data
 	parts    []savedPart
+	layers   []savedLayer
 	columns  []*column // that the parts are of
 	copysets map[chunk.CopysetID]savedCopyset
 	needless map[layerID]*blockSet // in addition to what is saved
@@ -76,6 +80,13 @@ type savedPart struct {
 	part  part // all blocks absent: delete it
 }
 
+// savedLayer is the sum of a layer that has changed.
+type savedLayer struct {
+	id    layerID
+	empty bool // delete it
+	sum   digest
+}
+
 // savedCopyset is what is saved of a history.
 type savedCopyset struct {
 	promised, epoch chunk.Epoch
@@ -86,12 +97,15 @@ type savedCopyset struct {
 // save makes c the state of the database, in one transaction.
 func (m *meta) save(c *cut) error {
 	err := m.db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{bucketParts, bucketCopysets, bucketTokens, bucketNeedless, bucketJournal} {
+		for _, name := range [][]byte{bucketParts, bucketLayers, bucketCopysets, bucketTokens, bucketNeedless, bucketJournal} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}
 		}
 		if err := saveParts(tx.Bucket(bucketParts), c.parts); err != nil {
+			return err
+		}
+		if err := saveLayers(tx.Bucket(bucketLayers), c.layers); err != nil {
 			return err
 		}
 		if err := saveCopysets(tx, c.copysets); err != nil {
@@ -121,6 +135,22 @@ func saveParts(bucket *bbolt.Bucket, parts []savedPart) error {
 			err = bucket.Delete(key)
 		} else {
 			err = bucket.Put(key, p.part.encode())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func saveLayers(bucket *bbolt.Bucket, layers []savedLayer) error {
+	for _, l := range layers {
+		var err error
+		if l.empty {
+			err = bucket.Delete(layerKey(l.id))
+		} else {
+			sum := l.sum.encode()
+			err = bucket.Put(layerKey(l.id), sum[:])
 		}
 		if err != nil {
 			return err
@@ -286,11 +316,33 @@ func (m *meta) column(ref chunk.Ref) ([]*layer, error) {
 			if !ok {
 				return badMeta(bucketParts)
 			}
-			layers[len(layers)-1].put(int(k[layerKeyLen]), p)
+			layers[len(layers)-1].restore(int(k[layerKeyLen]), p)
+		}
+		for _, l := range layers {
+			if sum := l.sum.encode(); string(tx.Bucket(bucketLayers).Get(layerKey(l.id))) != string(sum[:]) {
+				return fmt.Errorf("%w: %v has other parts than were saved", badMeta(bucketParts), l.id)
+			}
 		}
 		return nil
 	})
 	return layers, err
+}
+
+// digests returns the digests of the layers of a chunk, ascending by seq.
+func (m *meta) digests(ref chunk.Ref) ([]LayerDigest, error) {
+	var digests []LayerDigest
+	err := m.db.View(func(tx *bbolt.Tx) error {
+		prefix := refKey(ref)
+		cursor := tx.Bucket(bucketLayers).Cursor()
+		for k, v := cursor.Seek(prefix); k != nil && string(k[:min(len(k), len(prefix))]) == string(prefix); k, v = cursor.Next() {
+			if len(k) != layerKeyLen || len(v) != 16 {
+				return badMeta(bucketLayers)
+			}
+			digests = append(digests, LayerDigest{parseLayerKey(k).seq, [16]byte(v)})
+		}
+		return nil
+	})
+	return digests, err
 }
 
 // refs calls fn for each chunk of a volume that has layers, ascending.
