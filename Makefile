@@ -30,7 +30,7 @@ lint: ## gofmt, vet and staticcheck
 	$(GO) tool staticcheck ./...
 
 # The tests' clients: nobody here wrote them.
-PACKAGES := gcc:gcc nbdcopy:libnbd-bin qemu-img:qemu-utils fio:fio mkfs.ext4:e2fsprogs
+PACKAGES := gcc:gcc nbdcopy:libnbd-bin qemu-img:qemu-utils fio:fio mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs
 
 deps: ## install the Debian packages that the tests and the demo use
 	@missing=; for p in $(PACKAGES); do \
@@ -46,9 +46,9 @@ fuzz: ## run every fuzz target for FUZZTIME
 	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep ^Fuzz); do \
 	    echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; done; done
 
-chaos: ## long random runs: the protocol's simulator and its mutants, the store's model
+chaos: ## long random runs: the protocol's simulator and its mutants, the store's model, kill -9
 	$(GO) test -timeout 60m ./chunkserver/replica -run 'TestSim|TestMutants' -seeds 200000 -mutants
-	$(GO) test -timeout 60m ./chunkserver/store -run TestRandomHistories -histories 10000
+	$(GO) test -timeout 60m ./chunkserver/store -run 'TestRandomHistories|TestKilledProcess' -histories 10000 -kills 50
 
 bench: ## run the benchmarks, and tell in one table what is reached beside plain files in the same run
 	$(GO) run ./integration/figures -timeout 30m ./...

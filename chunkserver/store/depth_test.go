@@ -2,12 +2,7 @@ package store
 
 import (
 	"bytes"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 )
@@ -91,66 +86,4 @@ func TestChainOfClones(t *testing.T) {
 		c.must(t, chunk.Op{Kind: chunk.OpPurge, Ref: chunk.Ref{Volume: chunk.VolumeID(i + 1)}, UpTo: chunk.MaxSeq})
 	}
 	check(flat, chunk.NewView(v.Volume(), v.Lineage(), nil))
-}
-
-// On file systems that can share blocks between files, flattening takes no
-// space. It needs root and a loop device.
-func TestFlattenSharesBlocks(t *testing.T) {
-	for _, mkfs := range [][]string{{"mkfs.xfs", "-q", "-m", "reflink=1"}, {"mkfs.btrfs", "-q"}} {
-		t.Run(mkfs[0], func(t *testing.T) {
-			dir := mountImage(t, mkfs)
-			c := &client{Store: mustOpen(t, dir, small)}
-			for block := 0; block < 1024; block += 32 {
-				c.must(t, writeOp(ref10, 1, block, bytes.Repeat(stamped(uint64(block+1), 1), 32)))
-			}
-			parent := chunk.NewView(1, chunk.NewLineage().Freeze(1), nil)
-			clone := chunk.NewView(2, chunk.NewLineage(), parent)
-			listed := chunk.NewView(2, chunk.NewLineage().Freeze(1), parent)
-			want := c.mustRead(t, clone, 0, 0, 1024)
-			unix.Sync()
-			before, err := c.Store.fs.Free()
-			must(t, err)
-			for off := uint32(0); off < 1024*chunk.BlockSize; off += chunk.MaxOp {
-				c.must(t, chunk.Op{
-					Kind: chunk.OpFlatten, Ref: chunk.Ref{Volume: 2}, Off: off, Len: chunk.MaxOp, Views: []*chunk.View{listed},
-				})
-			}
-			unix.Sync()
-			after, err := c.Store.fs.Free()
-			must(t, err)
-			if taken := int64(before) - int64(after); taken > 1<<20 {
-				t.Errorf("flattening 4 MiB took %d bytes", taken)
-			}
-			if !bytes.Equal(c.mustRead(t, chunk.NewView(2, chunk.NewLineage(), nil), 0, 0, 1024), want) {
-				t.Error("the flattened clone differs")
-			}
-		})
-	}
-}
-
-// mountImage makes a file system in a file and mounts it, or skips the test.
-func mountImage(t *testing.T, mkfs []string) string {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("mounting an image takes root")
-	}
-	if _, err := exec.LookPath(mkfs[0]); err != nil {
-		t.Skipf("%s is not installed", mkfs[0])
-	}
-	image := filepath.Join(t.TempDir(), "image")
-	must(t, os.WriteFile(image, nil, 0o600))
-	must(t, os.Truncate(image, 512<<20))
-	if out, err := exec.Command(mkfs[0], append(mkfs[1:], image)...).CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v: %s", mkfs[0], err, out)
-	}
-	dir := t.TempDir()
-	if out, err := exec.Command("mount", "-o", "loop", image, dir).CombinedOutput(); err != nil {
-		t.Skipf("mount: %v: %s", err, out)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
-			t.Errorf("umount: %v: %s", err, out)
-		}
-	})
-	return filepath.Join(dir, "store")
 }

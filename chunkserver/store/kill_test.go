@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"strconv"
@@ -16,8 +18,11 @@ import (
 // victimDir names the directory that a process writes to until it is killed.
 const victimDir = "LOCALSNAP_TEST_VICTIM_DIR"
 
-// A process is killed over and over while it writes as fast as it can. All
-// that it has acknowledged is found by the next one, which writes on.
+var killCount = flag.Int("kills", 4, "how often TestKilledProcess kills a process")
+
+// A process is killed over and over while it writes as fast as it can, and
+// sometimes while it recovers from the last time. All that it has acknowledged
+// is found by the next one, which goes on from there.
 func TestKilledProcess(t *testing.T) {
 	if dir := os.Getenv(victimDir); dir != "" {
 		writeUntilKilled(t, dir)
@@ -27,34 +32,71 @@ func TestKilledProcess(t *testing.T) {
 		t.Skip("starts processes")
 	}
 	t.Parallel()
+	seed := *histSeed
+	if seed == 0 {
+		seed = rand.Uint64N(1 << 40)
+	}
+	t.Logf("seed %d", seed)
+	rng := newRand(seed)
 	dir := t.TempDir()
-	for round := range 4 {
-		acked := killVictim(t, dir, 300+200*round)
+	for round := range *killCount {
+		acked := killVictim(t, dir, rng.IntN(10)*rng.IntN(150))
 		s := mustOpen(t, dir, victimOptions)
 		last := lastOf(s, 0).Last
 		if last < acked {
 			t.Fatalf("round %d: %d was acknowledged, the history ends at %d", round, acked, last)
 		}
-		c := &client{Store: s}
-		// What the last operations on each block have left.
-		want := make(map[int]uint64)
-		for lsn := chunk.LSN(1); lsn <= last; lsn++ {
-			want[victimBlock(lsn)] = uint64(lsn)
-		}
-		for block, stamp := range want {
-			if got := c.mustRead(t, head(1), 0, block, 1); !bytes.Equal(got, stamped(stamp, 1)) {
-				t.Errorf("round %d: block %d holds %d, want %d", round, block, stampOf(got), stamp)
-			}
-		}
+		checkVictim(t, &client{Store: s}, last)
 		must(t, s.Check(context.Background(), func(f Finding) { t.Error(f) }))
 		must(t, s.Close())
+		if t.Failed() {
+			t.Fatalf("in round %d, after %d operations", round, last)
+		}
 	}
+}
+
+// checkVictim compares the head and some snapshots with what the operations up
+// to last have made of them.
+func checkVictim(t *testing.T, c *client, last chunk.LSN) {
+	t.Helper()
+	want := make(map[int][]byte)
+	check := func(v *chunk.View) {
+		t.Helper()
+		for block, content := range want {
+			if got := c.mustRead(t, v, 0, block, 1); !bytes.Equal(got, content) {
+				t.Errorf("block %d of %v holds %d, want %d", block, v.Lineage(), stampOf(got), stampOf(content))
+			}
+		}
+	}
+	for lsn := chunk.LSN(1); lsn <= last; lsn++ {
+		op := victimOp(lsn)
+		want[int(op.Off)/chunk.BlockSize] = op.Data
+		if op.Kind == chunk.OpZero {
+			want[int(op.Off)/chunk.BlockSize] = filled(1, 0)
+		}
+		if seq := op.Token.Seq; lsn%victimSnapshot == victimSnapshot-1 && seq%4 == 0 {
+			check(chunk.NewView(1, chunk.NewLineage().Freeze(seq), nil))
+		}
+	}
+	check(head(1))
 }
 
 // victimOptions make segments and checkpoints change often.
 var victimOptions = Options{SegmentBytes: 512 << 10, CheckpointBytes: 1 << 20, ReserveBytes: 1, CacheBytes: 1 << 20}
 
-func victimBlock(lsn chunk.LSN) int { return int(uint64(lsn)*0x9e3779b97f4a7c15>>20) % chunk.Blocks }
+// victimSnapshot is the number of operations from one snapshot to the next.
+const victimSnapshot = 1000
+
+// victimOp is what the victim does at lsn: it writes blocks and, now and then,
+// clears one.
+func victimOp(lsn chunk.LSN) chunk.Op {
+	seq := 1 + chunk.Seq(lsn)/victimSnapshot
+	block := int(uint64(lsn)*0x9e3779b97f4a7c15>>40) % 1000
+	if lsn%17 == 0 {
+		return zeroOp(ref10, seq, block, 1)
+	}
+	return writeOp(ref10, seq, block, stamped(uint64(lsn), 1))
+}
 
 // killVictim lets a process acknowledge n operations, kills it, and returns
 // the last LSN that it has acknowledged.
@@ -91,7 +133,7 @@ func writeUntilKilled(t *testing.T, dir string) {
 	slots := make(chan struct{}, 16)
 	for lsn := lastOf(s, 0).Last + 1; ; lsn++ {
 		slots <- struct{}{}
-		e := chunk.Entry{LSN: lsn, Commit: lsn - 1, Op: writeOp(ref10, 1, victimBlock(lsn), stamped(uint64(lsn), 1))}
+		e := chunk.Entry{LSN: lsn, Commit: lsn - 1, Op: victimOp(lsn)}
 		must(t, s.Append(context.Background(), []chunk.Entry{e}, func(err error) {
 			must(t, err)
 			fmt.Println(lsn)
