@@ -79,7 +79,7 @@ func (s *Store) checkVolume(ctx context.Context, volume chunk.VolumeID, report f
 		return err
 	}
 	for _, index := range indices {
-		if err := s.CheckChunk(ctx, chunk.Ref{Volume: volume, Index: index}, report); err != nil {
+		if err := s.checkChunk(ctx, chunk.Ref{Volume: volume, Index: index}, report, unpaced); err != nil {
 			return err
 		}
 	}
@@ -104,9 +104,9 @@ func (s *Store) ownsFile(id layerID) (bool, error) {
 	return l != nil && l.blocks() > 0, nil
 }
 
-// CheckChunk is Check for the blocks of one chunk: for whoever goes through
-// all of them at a pace of his own.
-func (s *Store) CheckChunk(ctx context.Context, ref chunk.Ref, report func(Finding)) error {
+// checkChunk checks the blocks of one chunk. It calls pace after it has looked
+// at some.
+func (s *Store) checkChunk(ctx context.Context, ref chunk.Ref, report func(Finding), pace func(context.Context, int) error) error {
 	var layers []chunk.Seq
 	err := s.inspect(ref, func(c *column) {
 		for _, l := range c.layers {
@@ -124,16 +124,20 @@ func (s *Store) CheckChunk(ctx context.Context, ref chunk.Ref, report func(Findi
 	}
 	for _, seq := range layers {
 		for i := range parts {
-			if err := ctx.Err(); err != nil {
+			looked, err := s.checkPart(layerID{ref, seq}, i, report)
+			if err != nil {
 				return err
 			}
-			if err := s.checkPart(layerID{ref, seq}, i, report); err != nil {
+			if err := pace(ctx, looked); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
 }
+
+// unpaced is the pace of who is waited for.
+func unpaced(ctx context.Context, _ int) error { return ctx.Err() }
 
 // inspect calls fn with the column of a chunk.
 func (s *Store) inspect(ref chunk.Ref, fn func(*column)) error {
@@ -152,30 +156,46 @@ func (s *Store) inspect(ref chunk.Ref, fn func(*column)) error {
 	return nil
 }
 
-// checkPart checks the blocks of one part while they do not change.
-func (s *Store) checkPart(id layerID, i int, report func(Finding)) error {
+// checkPart checks the blocks of one part, and returns how many there were.
+// Those that seem wrong may have changed between the looks at metadata and
+// file: they are looked at again while nothing changes. So operations wait for
+// a look at the medium only where there is damage.
+func (s *Store) checkPart(id layerID, i int, report func(Finding)) (looked int, err error) {
+	looked, wrong, err := s.lookAt(id, i, ^uint64(0), func(Finding) {})
+	if err != nil || wrong == 0 {
+		return looked, err
+	}
 	sh := s.table.shard(id.ref.Index)
 	sh.io.Lock()
 	defer sh.io.Unlock()
+	_, _, err = s.lookAt(id, i, wrong, report)
+	return looked, err
+}
+
+// lookAt compares those blocks of a part that are in mask with their
+// checksums. It returns how many have data, and which of them are wrong.
+func (s *Store) lookAt(id layerID, i int, mask uint64, report func(Finding)) (looked int, wrong uint64, err error) {
 	var p part
-	err := s.inspect(id.ref, func(c *column) {
+	err = s.inspect(id.ref, func(c *column) {
 		if l := c.layer(id.seq); l != nil && l.parts[i] != nil {
 			p = *l.parts[i]
 		}
 	})
+	p.data &= mask
 	if err != nil || p.data == 0 {
-		return err
+		return 0, 0, err
 	}
-	found := func(block int, reason string) { report(Finding{id.ref, id.seq, block, reason}) }
+	found := func(in int, reason string) {
+		wrong |= 1 << in
+		report(Finding{id.ref, id.seq, i*partBlocks + in, reason})
+	}
 	file, err := s.files.reading(id)
 	if errors.Is(err, fs.ErrNotExist) {
-		if p.data != 0 {
-			found(i*partBlocks+bits.TrailingZeros64(p.data), "the file of the layer is missing")
-		}
-		return nil
+		found(bits.TrailingZeros64(p.data), "the file of the layer is missing")
+		return 0, wrong, nil
 	}
 	if err != nil {
-		return fmt.Errorf("check %v: %w", id, err)
+		return 0, 0, fmt.Errorf("check %v: %w", id, err)
 	}
 	defer s.files.release(file)
 	const n = partBlocks * chunk.BlockSize
@@ -185,12 +205,12 @@ func (s *Store) checkPart(id layerID, i int, report func(Finding)) error {
 		in := bits.TrailingZeros64(m)
 		b := i*partBlocks + in
 		if err := file.ReadAt(content, int64(b)*chunk.BlockSize); err != nil {
-			found(b, err.Error())
+			found(in, err.Error())
 		} else if !id.matches(content, b, p.sums[in]) {
-			found(b, "content does not match the checksum")
+			found(in, "content does not match the checksum")
 		}
 	}
-	return nil
+	return bits.OnesCount64(p.data), wrong, nil
 }
 
 // Repair puts back the content of a damaged block, which a peer has supplied.

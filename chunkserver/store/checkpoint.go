@@ -87,7 +87,7 @@ func (s *Store) checkpoint() error {
 func (s *Store) cut() *cut {
 	s.applying.Lock()
 	defer s.applying.Unlock()
-	c := &cut{applied: s.applied, batch: s.appliedBatch, used: s.used.Load(), needless: s.needless}
+	c := &cut{applied: s.applied, batch: s.appliedBatch, used: s.used.Load(), needless: s.needless, scrub: s.Scrub()}
 	s.needless = make(map[layerID]*blockSet)
 	for i := range s.table.shards {
 		s.table.shards[i].cut(c)

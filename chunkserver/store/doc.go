@@ -45,6 +45,8 @@
 //     entries that other members may lack can always be sent again (tail.go).
 //   - Once a write or sync has failed nothing is acknowledged any more; the
 //     kernel may have dropped what it could not write (Store.fail).
+//   - All blocks are read again and again, and what is found damaged is told,
+//     so that it can be repaired while others still have it (scrub.go).
 //   - A block is returned only if it matches its checksum, which is stored
 //     apart from it and mixed with its place (layer.go). Flatten carries
 //     checksums along instead of computing them.

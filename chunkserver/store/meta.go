@@ -25,6 +25,8 @@ import (
 //	needless  u64 volume, u32 chunk, u64 seq -> 64 x u64: blocks of the file to be freed
 //	journal   "state" -> u64 first segment, u64 segment and u64 offset up to
 //	            which the rest of the database goes, u64 batch, u64 blocks with data
+//	          "scrub" -> i64 start of the search for damage, seconds since 1970, or 0,
+//	            u64 volume and u32 chunk where it goes on, volume 0 if it has ended
 type meta struct{ db *bbolt.DB }
 
 const metaFile = "meta.db"
@@ -37,6 +39,7 @@ var (
 	bucketNeedless = []byte("needless")
 	bucketJournal  = []byte("journal")
 	keyState       = []byte("state")
+	keyScrub       = []byte("scrub")
 )
 
 // metaMap is how much of the database is mapped from the start: growing
@@ -66,6 +69,7 @@ type cut struct {
 	applied  position // place
 	batch    uint64   // number of the last batch
 	used     int64    // blocks with data
+	scrub    Scrub    // Began and Next of it are saved
 	parts    []savedPart
 	layers   []savedLayer
 	columns  []*column // that the parts are of
@@ -118,7 +122,10 @@ func (m *meta) save(c *cut) error {
 		for _, x := range []uint64{c.first, c.applied.segment, uint64(c.applied.off), c.batch, uint64(c.used)} {
 			b = binary.LittleEndian.AppendUint64(b, x)
 		}
-		return tx.Bucket(bucketJournal).Put(keyState, b)
+		if err := tx.Bucket(bucketJournal).Put(keyState, b); err != nil {
+			return err
+		}
+		return tx.Bucket(bucketJournal).Put(keyScrub, encodeScrub(c.scrub))
 	})
 	if err != nil {
 		return fmt.Errorf("save to %s: %w", metaFile, err)
@@ -233,6 +240,10 @@ func (m *meta) load() (c *cut, found bool, err error) {
 		}
 		c.first, c.batch, c.used = le.Uint64(b), le.Uint64(b[24:]), int64(le.Uint64(b[32:]))
 		c.applied = position{le.Uint64(b[8:]), int64(le.Uint64(b[16:]))}
+		var ok bool
+		if c.scrub, ok = decodeScrub(bucket.Get(keyScrub)); !ok {
+			return badMeta(bucketJournal)
+		}
 		err := tx.Bucket(bucketCopysets).ForEach(func(k, v []byte) error {
 			if len(k) != 4 || len(v) != 32 {
 				return badMeta(bucketCopysets)
@@ -273,6 +284,27 @@ func (m *meta) load() (c *cut, found bool, err error) {
 		})
 	})
 	return c, found, err
+}
+
+func encodeScrub(s Scrub) []byte {
+	var began int64
+	if !s.Began.IsZero() {
+		began = s.Began.Unix()
+	}
+	b := binary.LittleEndian.AppendUint64(nil, uint64(began))
+	b = binary.LittleEndian.AppendUint64(b, uint64(s.Next.Volume))
+	return binary.LittleEndian.AppendUint32(b, s.Next.Index)
+}
+
+func decodeScrub(b []byte) (s Scrub, ok bool) {
+	if len(b) != 20 {
+		return Scrub{}, false
+	}
+	if began := int64(binary.LittleEndian.Uint64(b)); began != 0 {
+		s.Began = time.Unix(began, 0)
+	}
+	s.Next = chunk.Ref{Volume: chunk.VolumeID(binary.LittleEndian.Uint64(b[8:])), Index: binary.LittleEndian.Uint32(b[16:])}
+	return s, true
 }
 
 func badMeta(bucket []byte) error {

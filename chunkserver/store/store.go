@@ -29,6 +29,12 @@ type Options struct {
 	ReserveBytes    int64 // kept free for journal, checkpoint and deletes; default 1 GiB
 
 	FreeEvery time.Duration // a checkpoint starts by itself this often while there is anything to free; default 5 s
+
+	ScrubBytes  int64         // read per second in search of damage; default 16 MiB; negative: none
+	ScrubPeriod time.Duration // from the start of one search to that of the next; default a week
+	// Damaged is told of what the search finds, by the goroutine that
+	// searches and waits for it.
+	Damaged func(Finding)
 }
 
 func (o Options) withDefaults(dir string) Options {
@@ -45,23 +51,27 @@ func (o Options) withDefaults(dir string) Options {
 	o.OpenFiles = cmp.Or(o.OpenFiles, min(8192, maxOpenFiles()/2))
 	o.ReserveBytes = cmp.Or(o.ReserveBytes, 1<<30)
 	o.FreeEvery = cmp.Or(o.FreeEvery, 5*time.Second)
+	o.ScrubBytes = cmp.Or(o.ScrubBytes, 16<<20)
+	o.ScrubPeriod = cmp.Or(o.ScrubPeriod, 7*24*time.Hour)
 	return o
 }
 
 // Store is the chunkserver's directory of layers and its journal. All methods
 // may be called concurrently.
 //
-// Four goroutines belong to it: one writes the journal, one makes segments for
-// that ahead, one applies what is durable, one takes checkpoints.
+// Five goroutines belong to it: one writes the journal, one makes segments for
+// that ahead, one applies what is durable, one takes checkpoints, one searches
+// for damage.
 type Store struct {
-	opts    Options
-	fs      FS
-	log     *slog.Logger
-	unlock  func() error // of the directory
-	meta    *meta
-	table   *table
-	files   *files
-	journal *journal
+	opts     Options
+	fs       FS
+	log      *slog.Logger
+	unlock   func() error // of the directory
+	meta     *meta
+	table    *table
+	files    *files
+	journal  *journal
+	scrubber scrubber
 
 	histories *histories
 	used      atomic.Int64 // blocks with data
@@ -214,6 +224,7 @@ func newStore(opts Options, f format, m *meta) *Store {
 			queue:  newQueue(opts.QueueBytes, f.segments-segmentHeader-chunk.BlockSize),
 			spares: make(chan spare),
 		},
+		scrubber:      scrubber{rate: opts.ScrubBytes, period: opts.ScrubPeriod, damaged: opts.Damaged},
 		histories:     newHistories(),
 		needless:      make(map[layerID]*blockSet),
 		checkpointing: make(chan struct{}, 1),
@@ -236,6 +247,7 @@ func (s *Store) start() error {
 	if err := s.recover(saved); err != nil {
 		return err
 	}
+	s.scrubber.state = saved.scrub
 	if s.found, err = s.states(); err != nil {
 		return err
 	}
@@ -254,6 +266,9 @@ func (s *Store) start() error {
 	s.pipeline.Go(func() { s.journal.run(s.fail, written) })
 	s.pipeline.Go(func() { s.applyBatches(written) })
 	s.helpers.Go(s.runCheckpoints)
+	if s.scrubber.rate > 0 {
+		s.helpers.Go(s.runScrub)
+	}
 	return nil
 }
 

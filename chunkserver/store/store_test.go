@@ -32,6 +32,7 @@ var small = Options{
 	CacheBytes:      4 << 20,
 	OpenFiles:       16,
 	ReserveBytes:    1 << 20,
+	ScrubBytes:      -1,
 }
 
 func mustOpen(t testing.TB, dir string, opts Options) *Store {
