@@ -116,6 +116,7 @@ func (c Attach) apply(s *State) (any, error) {
 	}
 	a.ID = s.next(counterAttachment)
 	put(s, a)
+	s.erode(a.Volume)
 	return s.context(a), nil
 }
 
@@ -167,6 +168,9 @@ func (c Resume) apply(s *State) (any, error) {
 }
 
 func (c Detach) apply(s *State) (any, error) {
-	remove(s, Attachment{ID: c.Attachment})
+	if a, ok := load[Attachment](s, Attachment{ID: c.Attachment}.key()); ok {
+		remove(s, a)
+		s.erode(a.Volume)
+	}
 	return nil, nil
 }

@@ -166,6 +166,9 @@ func (c *checker) volumes() {
 		if v.Purging && (v.Parent != uuid.Nil || v.Path != "" || v.Garbage == 0) {
 			c.fail("volume %d is purging but is still referred to, or won't be found: %+v", v.ID, v)
 		}
+		if eroding := writers > 0 && c.erodible(v); eroding != v.Eroding {
+			c.fail("volume %d is eroding: %v, but its record says otherwise", v.ID, eroding)
+		}
 		if writers > 1 || writers == 1 && (readers > 0 || v.ReadOnly) {
 			c.fail("volume %d has %d writers and %d readers", v.ID, writers, readers)
 		}

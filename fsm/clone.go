@@ -267,6 +267,7 @@ func (c Flatten) apply(s *State) (any, error) {
 	}
 	v.Flattening = true
 	put(s, v)
+	s.erode(v.ID)
 	return nil, nil
 }
 

@@ -46,6 +46,7 @@ var commands = [...]struct {
 	22: {1, PurgeProgress{}},
 	23: {1, PurgeDone{}},
 	24: {1, ExpireTrash{}},
+	25: {1, Sweep{}},
 }
 
 // types is the inverse of commands.

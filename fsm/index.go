@@ -47,6 +47,7 @@ const (
 	byFlattening  index = 'f' // clones being flattened; key: id
 	byTrash       index = 'x' // volumes in the recycle bin; key: time, id
 	byGarbage     index = 'g' // volumes with garbage; key: id
+	byErosion     index = 'e' // volumes that are eroding; key: id
 	bySeq         index = 's' // snapshots; group: visible or hidden, volume; key: sequence number; value: UUID
 	bySnapshot    index = 'm' // visible snapshots; group: volume; key: name; value: UUID
 	byOwner       index = 'u' // visible snapshots; group: user; key: volume, sequence number; value: UUID

@@ -366,28 +366,48 @@ func (p *player) purged(work Purge) {
 	}
 }
 
-// settle lets the leader purge until nothing is left to do. Then there must be
-// no garbage, but for blocks that the head has seen and written over since.
+// settle lets the leader sweep, and again when everybody is gone. There must be
+// no garbage after either.
 func (p *player) settle() {
+	p.sweep()
 	for n := range p.m.attached {
 		p.apply(Detach{Attachment: n})
 	}
 	clear(p.m.attached)
-	for more := true; more; {
-		p.purges = nil
-		p.f.View(p.begin)
-		if more = len(p.purges) > 0; more {
-			p.free(p.purges[0])
-			p.purged(p.purges[0])
-		}
-	}
+	p.purgeAll()
 	p.compare()
+}
+
+// sweep lets the leader purge what it is told of and what it is not.
+func (p *player) sweep() {
+	p.time++
+	p.apply(Sweep{Time: p.time})
+	p.purgeAll()
+}
+
+// purgeAll lets the leader purge until nothing is left to do, and looks for
+// garbage.
+func (p *player) purgeAll() {
+	for {
+		var work Purge
+		p.f.View(func(s *State) (err error) {
+			if volumes := s.Purges(); len(volumes) > 0 {
+				work, err = s.Purge(volumes[0])
+			}
+			return err
+		})
+		if work.Volume.ID == 0 {
+			break
+		}
+		p.free(work)
+		p.purged(work)
+	}
 	p.f.View(func(s *State) error {
 		for n, layers := range p.layers {
 			work, err := s.Purge(n)
 			for seq, layer := range layers {
 				for b := range blocks {
-					if layer[b] != 0 && (err != nil || !work.Volume.Lineage.Sees(seq) && !p.reached(work.Views, seq, b)) {
+					if layer[b] != 0 && (err != nil || !p.reached(work.Views, seq, b)) {
 						p.t.Fatalf("block %d of layer %d of volume %d is garbage for ever", b, seq, n)
 					}
 				}
@@ -405,13 +425,7 @@ func (p *player) flatten() {
 	i := p.intn(len(p.flattens))
 	work := p.flattens[i]
 	p.flattens = slices.Delete(p.flattens, i, i+1)
-	for b := range blocks {
-		for _, v := range work.views {
-			if _, ok := p.own(v, b); !ok && v.Parent() != nil {
-				p.put(work.id, 0, b, p.read(v)[b])
-			}
-		}
-	}
+	p.copyUp(work)
 	if p.intn(4) == 0 {
 		p.apply(FlattenProgress{Volume: work.id, Percent: p.intn(101)})
 		return
@@ -424,6 +438,17 @@ func (p *player) flatten() {
 	}
 	if want == 0 {
 		effect(nil)
+	}
+}
+
+// copyUp does to the layers what a flattening says.
+func (p *player) copyUp(work flattening) {
+	for b := range blocks {
+		for _, v := range work.views {
+			if _, ok := p.own(v, b); !ok && v.Parent() != nil {
+				p.put(work.id, 0, b, p.read(v)[b])
+			}
+		}
 	}
 }
 
@@ -603,6 +628,9 @@ func randomLog(t *testing.T, rng *rand.Rand, n int) []Entry {
 		p.step()
 		if i%20 == 0 {
 			p.compare()
+		}
+		if i%40 == 0 {
+			p.sweep()
 		}
 	}
 	p.settle()

@@ -262,6 +262,7 @@ func (s *State) freeze(v Volume, n Snapshot) Snapshot {
 	put(s, n)
 	v.Seq++
 	put(s, v)
+	s.erode(v.ID)
 	return n
 }
 
@@ -276,6 +277,7 @@ func (c DeleteSnapshot) apply(s *State) (any, error) {
 	s.purgeTrashed(n.UUID)
 	n.Status, n.Progress = SnapshotDeleting, 0
 	put(s, n)
+	s.erode(n.Volume)
 	return nil, nil
 }
 
@@ -308,4 +310,5 @@ func (s *State) release(id uuid.UUID) {
 	v := s.volume(n.Volume)
 	v.Garbage = s.index
 	put(s, v)
+	s.erode(v.ID)
 }

@@ -40,6 +40,7 @@ type Volume struct {
 	Trash   *Trash // set in /RecycleBin
 	Purging bool
 	Garbage uint64 // index of the last command that left layers that no view sees; 0 when they are purged
+	Eroding bool   // what its writer writes over becomes garbage of which no command tells; see erode
 }
 
 func (v Volume) table() string { return "volumes" }
@@ -63,6 +64,9 @@ func (v Volume) entries() []entry {
 	}
 	if v.Garbage != 0 {
 		entries = append(entries, entry{byGarbage, "", number(v.ID), ""})
+	}
+	if v.Eroding {
+		entries = append(entries, entry{byErosion, "", number(v.ID), ""})
 	}
 	return entries
 }
