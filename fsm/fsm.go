@@ -11,8 +11,9 @@
 // numbers, [Clone] makes a volume whose views continue in those of a snapshot
 // (see package chunk). None of them touches data: what they leave to be done
 // is work for the leader, which finds it in the state ([State.Flattening],
-// [State.Purges], [State.OldestTrash]) and reports it done by a command. A
-// leader that is replaced leaves nothing behind that its successor can't see.
+// [State.Purges], [State.OldestTrash], [State.Swept]) and reports it done by a
+// command. A leader that is replaced leaves nothing behind that its successor
+// can't see.
 //
 // A deleted volume lies in /RecycleBin until it expires; then it is purging: it
 // has no name, and is gone when its last chunk is. A deleted snapshot keeps its
@@ -27,6 +28,8 @@
 //   - A volume has one writer or any number of readers.
 //   - A volume in the recycle bin, or purging, has no snapshot and no attachment.
 //   - A hidden snapshot has a clone.
+//   - What is garbage belongs to a volume that is found to be purged, and no
+//     view of it is left.
 //   - A path has at most one clone task and one recover task.
 //   - Every index and every count is what the records say (see index.go and rank.go).
 //

@@ -183,6 +183,9 @@ func (t *term) purge(ctx context.Context, id chunk.VolumeID) error {
 		return err
 	}
 	work := progress{total: len(indices), report: func(percent int) error {
+		if len(job.Snapshots) == 0 {
+			return nil
+		}
 		_, err := t.node.Apply(ctx, fsm.PurgeProgress{Snapshots: job.Snapshots, Percent: percent})
 		return err
 	}}

@@ -71,6 +71,7 @@ func (t *term) run() {
 		t.loop(500*time.Millisecond, t.keepCopysets),
 		t.loop(time.Second, t.endAttachments),
 		t.loop(time.Second, t.expireTrash),
+		t.loop(time.Second, t.sweep),
 		t.jobs("flatten", (*fsm.State).Flattening, t.flatten).run,
 		t.jobs("purge", (*fsm.State).Purges, t.purge).run,
 	} {
