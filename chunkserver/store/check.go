@@ -13,13 +13,16 @@ import (
 
 // Finding is something that Check found wrong.
 type Finding struct {
-	Ref    chunk.Ref
+	Ref    chunk.Ref // of volume 0: the store as a whole
 	Seq    chunk.Seq
 	Block  int // -1: the layer as a whole
 	Reason string
 }
 
 func (f Finding) String() string {
+	if f.Ref.Volume == 0 {
+		return f.Reason
+	}
 	if f.Block < 0 {
 		return fmt.Sprintf("%v: %s", layerID{f.Ref, f.Seq}, f.Reason)
 	}
@@ -33,6 +36,10 @@ func (s *Store) Check(ctx context.Context, report func(Finding)) error {
 	if err := s.Checkpoint(ctx); err != nil {
 		return err
 	}
+	return s.check(ctx, report, unpaced)
+}
+
+func (s *Store) check(ctx context.Context, report func(Finding), pace func(context.Context, int) error) error {
 	volumes, err := s.Volumes()
 	if err != nil {
 		return err
@@ -50,14 +57,14 @@ func (s *Store) Check(ctx context.Context, report func(Finding)) error {
 		}
 	}
 	for _, volume := range volumes {
-		if err := s.checkVolume(ctx, volume, report); err != nil {
+		if err := s.checkVolume(ctx, volume, report, pace); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *Store) checkVolume(ctx context.Context, volume chunk.VolumeID, report func(Finding)) error {
+func (s *Store) checkVolume(ctx context.Context, volume chunk.VolumeID, report func(Finding), pace func(context.Context, int) error) error {
 	files, err := s.fs.List(volumeDir(volume))
 	if err != nil {
 		return fmt.Errorf("check: %w", err)
@@ -68,7 +75,9 @@ func (s *Store) checkVolume(ctx context.Context, volume chunk.VolumeID, report f
 			report(Finding{Ref: chunk.Ref{Volume: volume}, Block: -1, Reason: fmt.Sprintf("file %q is not a layer's", name)})
 			continue
 		}
-		if owned, err := s.ownsFile(id); err != nil {
+		if owned, err := s.ownsFile(id); errors.Is(err, ErrDamaged) {
+			continue // all of its chunk is, which is found below
+		} else if err != nil {
 			return err
 		} else if !owned {
 			report(Finding{id.ref, id.seq, -1, "file of a layer that does not exist"})
@@ -79,7 +88,11 @@ func (s *Store) checkVolume(ctx context.Context, volume chunk.VolumeID, report f
 		return err
 	}
 	for _, index := range indices {
-		if err := s.checkChunk(ctx, chunk.Ref{Volume: volume, Index: index}, report, unpaced); err != nil {
+		ref := chunk.Ref{Volume: volume, Index: index}
+		err := s.checkChunk(ctx, ref, report, pace)
+		if errors.Is(err, ErrDamaged) {
+			report(Finding{Ref: ref, Block: -1, Reason: err.Error()})
+		} else if err != nil {
 			return err
 		}
 	}

@@ -46,8 +46,9 @@ var (
 // beyond it waits for those who read.
 const metaMap = 1 << 30
 
-func openMeta(fs FS) (*meta, error) {
+func openMeta(fs FS, readOnly bool) (*meta, error) {
 	db, err := bbolt.Open(metaFile, 0o600, &bbolt.Options{
+		ReadOnly:        readOnly,
 		Timeout:         time.Second,
 		FreelistType:    bbolt.FreelistMapType, // saved, too: looking for free pages would take long at start
 		InitialMmapSize: metaMap,
@@ -223,17 +224,15 @@ func (m *meta) forgetNeedless() error {
 	return nil
 }
 
-// load returns what was saved, but for the parts. It reports false if nothing
-// was.
-func (m *meta) load() (c *cut, found bool, err error) {
-	c = &cut{copysets: make(map[chunk.CopysetID]savedCopyset), needless: make(map[layerID]*blockSet)}
+// load returns what was saved, but for the parts.
+func (m *meta) load() (*cut, error) {
+	c := &cut{copysets: make(map[chunk.CopysetID]savedCopyset), needless: make(map[layerID]*blockSet)}
 	le, be := binary.LittleEndian, binary.BigEndian
-	err = m.db.View(func(tx *bbolt.Tx) error {
+	err := m.db.View(func(tx *bbolt.Tx) error {
 		bucket := tx.Bucket(bucketJournal)
 		if bucket == nil {
-			return nil
+			return fmt.Errorf("%w: %s is empty", ErrDamaged, metaFile)
 		}
-		found = true
 		b := bucket.Get(keyState)
 		if len(b) != 40 {
 			return badMeta(bucketJournal)
@@ -283,7 +282,7 @@ func (m *meta) load() (c *cut, found bool, err error) {
 			return nil
 		})
 	})
-	return c, found, err
+	return c, err
 }
 
 func encodeScrub(s Scrub) []byte {

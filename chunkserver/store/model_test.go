@@ -626,7 +626,7 @@ func (r *run) finish() {
 	if usage, err := r.s.Usage(); err != nil || usage.Used != 0 {
 		r.errorf("after everything was deleted: %+v, %v", usage, err)
 	}
-	if saved, _, err := r.s.meta.load(); err != nil || len(saved.needless) > 0 {
+	if saved, err := r.s.meta.load(); err != nil || len(saved.needless) > 0 {
 		r.errorf("%d layers with blocks still to be freed, %v", len(saved.needless), err)
 	}
 	for name := range r.disk.dirs {

@@ -12,32 +12,37 @@ import (
 // recover brings the state that the last checkpoint saved to the end of the
 // journal, and the journal to where it can be written.
 func (s *Store) recover(saved *cut) error {
+	r, numbers, err := s.replay(saved)
+	if err != nil {
+		return err
+	}
+	s.log.Info("journal replayed", "records", r.replayed, "end", r.end)
+	return s.journal.resume(r, numbers)
+}
+
+// replay executes the journal, of whose segments it returns the numbers. If it
+// fails, everything is as of where it came to.
+func (s *Store) replay(saved *cut) (*replay, []uint64, error) {
 	s.applied, s.appliedBatch = saved.applied, saved.batch
 	s.used.Store(saved.used)
 	s.needless = saved.needless
 	s.histories.restore(saved.copysets)
-	numbers, err := s.journal.list(saved.first)
-	if err != nil {
-		return err
-	}
-	r := replay{
+	r := &replay{
 		store:     s,
 		from:      saved.applied,
 		lastBatch: saved.batch,
 		ended:     true,
 		end:       position{saved.first, segmentHeader},
 	}
-	for _, number := range numbers {
-		if err := r.segment(number); err != nil {
-			return err
-		}
+	numbers, err := s.journal.list(saved.first)
+	for i := 0; err == nil && i < len(numbers); i++ {
+		err = r.segment(numbers[i])
 	}
 	s.histories.trim()
-	if r.end.before(saved.applied) {
-		return r.damage()
+	if err == nil && r.end.before(saved.applied) {
+		err = r.damage()
 	}
-	s.log.Info("journal replayed", "records", r.replayed, "end", r.end)
-	return s.journal.resume(&r, numbers)
+	return r, numbers, err
 }
 
 // list returns the numbers of the segments from first on, and takes files

@@ -156,7 +156,7 @@ func open(opts Options) (*Store, error) {
 			return nil, fmt.Errorf("create: %w", err)
 		}
 	}
-	m, err := openMeta(opts.FS)
+	m, err := openMeta(opts.FS, false)
 	if err != nil {
 		return nil, err
 	}
@@ -199,7 +199,7 @@ func create(opts Options) (format, error) {
 	if err := segment.file.Close(); err != nil {
 		return format{}, err
 	}
-	m, err := openMeta(fs)
+	m, err := openMeta(fs, false)
 	if err != nil {
 		return format{}, err
 	}
@@ -237,21 +237,20 @@ func newStore(opts Options, f format, m *meta) *Store {
 
 // start recovers the store and starts its goroutines.
 func (s *Store) start() error {
-	saved, found, err := s.meta.load()
+	saved, err := s.meta.load()
 	if err != nil {
 		return err
-	}
-	if !found {
-		return fmt.Errorf("%w: %s is empty", ErrDamaged, metaFile)
 	}
 	if err := s.recover(saved); err != nil {
 		return err
 	}
 	s.scrubber.state = saved.scrub
-	if s.found, err = s.states(); err != nil {
-		return err
-	}
-	for _, state := range s.found {
+	s.found = s.histories.states()
+	for i := range s.found {
+		state := &s.found[i]
+		if err := s.readTail(state); err != nil {
+			return err
+		}
 		s.journal.queue.ends[state.Copyset] = state.Last
 	}
 	next := s.journal.last() + 1

@@ -1,7 +1,9 @@
 package store
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
@@ -29,37 +31,41 @@ func (s *Store) Copysets() []State {
 	return found
 }
 
-// states returns the state of every copyset.
-func (s *Store) states() ([]State, error) {
-	hs := s.histories
+// states returns the state of every copyset, without tails, in the order of
+// their ids.
+func (hs *histories) states() []State {
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
-	var states []State
+	states := make([]State, 0, len(hs.byID))
 	for id, h := range hs.byID {
-		state := State{
+		states = append(states, State{
 			Copyset: id, Promised: h.promised, LastEpoch: h.epoch, Last: h.last, Commit: h.commit,
-			Tokens: make(map[chunk.VolumeID]chunk.Token, len(h.tokens)),
-		}
-		for volume, token := range h.tokens {
-			state.Tokens[volume] = token
-		}
-		for i, k := range h.tail {
-			if k.lsn != h.commit+chunk.LSN(i)+1 {
-				return nil, fmt.Errorf("%w: journal lacks entry %d of copyset %d", ErrDamaged, h.commit+chunk.LSN(i)+1, id)
-			}
-			e, err := s.journal.entry(k.at)
-			if err != nil {
-				return nil, err
-			}
-			state.Tail = append(state.Tail, e)
-		}
-		if h.commit+chunk.LSN(len(h.tail)) != h.last {
-			return nil, fmt.Errorf("%w: journal lacks entry %d of copyset %d", ErrDamaged, h.last, id)
-		}
-		states = append(states, state)
+			Tokens: maps.Clone(h.tokens),
+		})
 	}
-	slices.SortFunc(states, func(a, b State) int { return int(a.Copyset) - int(b.Copyset) })
-	return states, nil
+	slices.SortFunc(states, func(a, b State) int { return cmp.Compare(a.Copyset, b.Copyset) })
+	return states
+}
+
+// readTail completes a state with its tail. Nothing may be applied meanwhile.
+func (s *Store) readTail(state *State) error {
+	h := s.histories.byID[state.Copyset]
+	next := h.commit + 1
+	for _, k := range h.tail {
+		if k.lsn != next {
+			break
+		}
+		e, err := s.journal.entry(k.at)
+		if err != nil {
+			return err
+		}
+		state.Tail = append(state.Tail, e)
+		next++
+	}
+	if next != h.last+1 {
+		return fmt.Errorf("%w: journal lacks entry %d of copyset %d", ErrDamaged, next, state.Copyset)
+	}
+	return nil
 }
 
 // entry reads the entry at a place.
