@@ -21,7 +21,6 @@ var codes = map[fsm.Kind]client.Code{
 	fsm.Unsupported:     client.NotSupported,
 	fsm.NameMismatch:    client.NameMismatch,
 	fsm.InvalidSnapshot: client.InvalidSnapshot,
-	fsm.HasError:        client.HasError,
 	fsm.CancelFinished:  client.CancelFinished,
 	fsm.SnapshotInUse:   client.SnapshotInUse,
 	fsm.SnapshotLimit:   client.SnapshotLimit,

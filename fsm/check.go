@@ -52,6 +52,7 @@ func (c *checker) run() {
 	c.names()
 	c.volumes()
 	c.snapshots()
+	c.purges()
 	c.attachments()
 	c.tasks()
 	c.copysets()
@@ -163,6 +164,12 @@ func (c *checker) volumes() {
 		if (v.Trash != nil || v.Purging) && snapshots+writers+readers > 0 {
 			c.fail("volume %d is deleted but has %d snapshots and %d attachments", v.ID, snapshots, writers+readers)
 		}
+		if t := v.Trash; t != nil {
+			unfinished := v.Parent != uuid.Nil
+			if unfinished != (t.Task != nil) || unfinished && (t.Task.Volume != v.ID || t.Task.Destination != t.Path) {
+				c.fail("volume %d is deleted with the wrong task: %+v", v.ID, t.Task)
+			}
+		}
 		if v.Purging && (v.Parent != uuid.Nil || v.Path != "" || v.Garbage == 0) {
 			c.fail("volume %d is purging but is still referred to, or won't be found: %+v", v.ID, v)
 		}
@@ -219,6 +226,36 @@ func (c *checker) snapshots() {
 	}
 }
 
+// purges checks that all that is garbage is found, and nothing else.
+func (c *checker) purges() {
+	kept, deleted := map[chunk.VolumeID]int{}, map[chunk.VolumeID]int{} // snapshots
+	for _, n := range all[Snapshot](c.State) {
+		if c.purgeable(n) {
+			deleted[n.Volume]++
+		} else {
+			kept[n.Volume]++
+		}
+	}
+	purges := c.Purges()
+	for _, v := range all[Volume](c.State) {
+		needed := v.Garbage != 0 || deleted[v.ID] > 0
+		if _, found := slices.BinarySearch(purges, v.ID); found != needed {
+			c.fail("volume %d is to be purged: %v, but is found: %v", v.ID, needed, found)
+		}
+		views := 1 + kept[v.ID]
+		if v.Purging {
+			views = 0
+		}
+		if p, err := c.Purge(v.ID); err != nil || len(p.Views) != views || len(p.Snapshots) != deleted[v.ID] {
+			c.fail("a purge of volume %d keeps %d views and ends %d snapshots, want %d and %d: %v",
+				v.ID, len(p.Views), len(p.Snapshots), views, deleted[v.ID], err)
+		}
+		if v.Garbage > c.applied() {
+			c.fail("volume %d has garbage of entry %d, which was not applied", v.ID, v.Garbage)
+		}
+	}
+}
+
 func (c *checker) attachments() {
 	for _, a := range c.Attachments() {
 		if a.ID > c.last(counterAttachment) {
@@ -251,6 +288,9 @@ func (c *checker) tasks() {
 			c.fail("tasks %s and %s are of one type and destination, %s", t.UUID, other, t.Destination)
 		}
 		held[p] = t.UUID
+		if v, err := c.VolumeByID(t.Volume); err == nil && v.Trash == nil && !v.Purging && v.Path != t.Destination {
+			c.fail("task %s is of %s, but its volume is at %s", t.UUID, t.Destination, v.Path)
+		}
 	}
 }
 

@@ -300,6 +300,23 @@ func TestTrashKeepsAndExpires(t *testing.T) {
 	}
 }
 
+// A name that is cut to make room for a number is cut between characters.
+func TestTrashNamesAreNames(t *testing.T) {
+	t.Parallel()
+	f := open(t)
+	for _, name := range []string{strings.Repeat("x", maxName), strings.Repeat("卷", maxName/3), "é" + strings.Repeat("卷", (maxName-2)/3)} {
+		v := do(t, f, CreateVolume{User: "ann", Path: "/" + name, Size: gib}).(Volume)
+		do(t, f, Delete{User: "ann", Path: v.Path})
+		trashed := ask(t, f, func(s *State) (Volume, error) { return s.VolumeByID(v.ID) }).Path
+		if err := checkPath(trashed); err != nil || len(trashed) < len(RecycleBin+"/")+maxName-4 {
+			t.Errorf("%q went to %q: %v", v.Path, trashed, err)
+		}
+		if got := do(t, f, RestoreFile{User: "ann", Path: trashed}).(Volume).Path; got != v.Path {
+			t.Errorf("%q came back as %q", v.Path, got)
+		}
+	}
+}
+
 func TestWithoutRetentionNothingIsKept(t *testing.T) {
 	t.Parallel()
 	f := open(t)
@@ -311,6 +328,9 @@ func TestWithoutRetentionNothingIsKept(t *testing.T) {
 	}
 	if got := ask(t, f, func(s *State) ([]chunk.VolumeID, error) { return s.Purges(), nil }); len(got) != 1 {
 		t.Errorf("to purge: %v", got)
+	}
+	if err := f.View(func(s *State) error { _, err := s.HeadView(3); return err }); kind(t, err) != NotExist {
+		t.Errorf("the head of a volume that is purged: %v", err)
 	}
 }
 

@@ -24,8 +24,6 @@ const (
 	NameMismatch
 	// InvalidSnapshot: the snapshot is being deleted, or is in error.
 	InvalidSnapshot
-	// HasError: the volume has a snapshot in error.
-	HasError
 	// CancelFinished: the snapshot to cancel is finished, or unknown.
 	CancelFinished
 	// SnapshotInUse: the snapshot has clones that read from it.

@@ -14,7 +14,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
-	"github.com/localsnap/localsnap/chunkserver/chunk"
 	"go.etcd.io/bbolt"
 )
 
@@ -280,57 +279,6 @@ func TestCopiesAndViewsAreConsistent(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
-}
-
-// Check must see what it promises to see: each of these breaks one thing.
-func TestCheckSeesDamage(t *testing.T) {
-	t.Parallel()
-	for name, breakIt := range map[string]func(*State){
-		"index entry lost":    func(s *State) { s.bucket(bucketIndex).Delete([]byte("n/\x00a")) },
-		"index entry made up": func(s *State) { s.bucket(bucketIndex).Put([]byte("n/\x00z"), []byte("v12345678")) },
-		"count wrong":         func(s *State) { s.add(span(wholeGroup, byName, "/\x00", ""), 1) },
-		"orphan clone":        func(s *State) { remove(s, Snapshot{UUID: id(1)}) },
-		"parent being deleted": func(s *State) {
-			n := s.snapshot(id(1))
-			n.Status = SnapshotDeleting
-			put(s, n)
-		},
-		"volume without directory": func(s *State) { v := s.volume(3); v.Path = "/no/a"; put(s, v) },
-		"task lost":                func(s *State) { remove(s, Task{UUID: id(10)}) },
-		"two writers": func(s *State) {
-			put(s, Attachment{ID: s.next(counterAttachment), Volume: 3})
-			put(s, Attachment{ID: s.next(counterAttachment), Volume: 3})
-		},
-		"snapshot of the future":     func(s *State) { v := s.volume(3); v.Seq = 1; put(s, v) },
-		"head blind to its writes":   func(s *State) { v := s.volume(3); v.Lineage = v.Lineage.Freeze(1); put(s, v) },
-		"hidden snapshot unused":     func(s *State) { v := s.volume(5); v.Parent = id(1); put(s, v) },
-		"clone elsewhere":            func(s *State) { v := s.volume(4); v.Root = 4; put(s, v) },
-		"trash out of the bin":       func(s *State) { v := s.volume(3); v.Trash = &Trash{}; put(s, v) },
-		"reader of nothing":          func(s *State) { put(s, Attachment{ID: 1, Volume: 3, Snapshot: id(99), ReadOnly: true}) },
-		"number handed out too soon": func(s *State) { put(s, Directory{ID: 77, Path: "/x", User: "ann"}) },
-		"record not JSON":            func(s *State) { s.bucket("volumes").Put(Volume{ID: 3}.key(), []byte("{")) },
-	} {
-		f, err := Open(filepath.Join(t.TempDir(), "state"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		do(t, f,
-			CreateVolume{User: "ann", Path: "/a", Size: gib},                                             // 3
-			CreateSnapshot{User: "ann", Path: "/a", Name: "s", UUID: id(1)},                              //
-			Clone{User: "ann", Path: "/a", Name: "s", Destination: "/b", Lazy: true, UUID: id(10)},       // 4
-			Clone{User: "ann", Path: "/a", Destination: "/c", Lazy: true, UUID: id(11), Hidden: id(2)},   // 5
-			Clone{User: "ann", Path: "/a", Name: "s", Destination: "/rest", Lazy: true, UUID: id(12)},    // 6
-			CreateVolume{User: "ann", Path: "/d", Size: gib, Layout: chunk.Layout{Unit: 4096, Count: 2}}, // 7
-		)
-		if err := f.Check(); err != nil {
-			t.Fatalf("before any damage: %v", err)
-		}
-		f.db.Update(func(tx *bbolt.Tx) error { breakIt(&State{tx: tx}); return nil })
-		if f.Check() == nil {
-			t.Errorf("%s: Check sees nothing", name)
-		}
-		f.Close()
-	}
 }
 
 // Servers agree: the log applied one by one, in batches, twice, and through a

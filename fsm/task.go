@@ -188,15 +188,12 @@ func (s *State) dropTasks(path string, now chunk.VolumeID) {
 }
 
 // takeUnfinished removes the task of a clone that is not flattened, and returns
-// it.
+// it; nil for another volume. It is there, as it can't be cleaned before.
 func (s *State) takeUnfinished(v Volume) *Task {
 	if v.Status() == VolumeDone {
 		return nil
 	}
-	t, ok := load[Task](s, v.Origin.Task[:])
-	if !ok {
-		return nil
-	}
+	t, _ := load[Task](s, v.Origin.Task[:])
 	remove(s, t)
 	return &t
 }

@@ -23,7 +23,7 @@ const (
 	NotAligned         Code = -10 // never sent
 	NameMismatch       Code = -11 // the snapshot belongs to another volume
 	SnapshotUnfinished Code = -12 // never sent: snapshots are finished at once
-	HasError           Code = -13 // the volume has a snapshot in error
+	HasError           Code = -13 // never sent: no snapshot is ever in error
 	CancelFinished     Code = -14 // the snapshot is finished, or unknown
 	InvalidSnapshot    Code = -15 // the snapshot is being deleted
 	SnapshotInUse      Code = -16 // the snapshot has clones that are not flattened
