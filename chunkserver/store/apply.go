@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"math/bits"
 	"slices"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
@@ -128,8 +129,7 @@ func (s *Store) zero(op *chunk.Op) error {
 	return sh.change(id, first, n, func(l *layer) {
 		for b := first; b < first+n; b++ {
 			if data, _, _ := l.state(b); data {
-				s.used.Add(-1)
-				s.freeLater(id, b)
+				s.freeLater(id, b/partBlocks, 1<<(b%partBlocks))
 			}
 			l.setZero(b)
 		}
@@ -152,15 +152,19 @@ func (s *shard) change(id layerID, first, n int, fn func(*layer)) error {
 	return nil
 }
 
-// freeLater notes that a block of a layer's file is needed no more. It must
-// not be freed before the metadata that no longer refers to it is durable:
-// until then a replay of the journal may still have to copy from it. applying
-// must be held.
-func (s *Store) freeLater(id layerID, block int) {
+// freeLater notes that blocks with data of part i of a layer are needed no
+// more. They must not be freed before the metadata that no longer refers to
+// them is durable: until then a replay of the journal may still have to copy
+// from them. applying must be held.
+func (s *Store) freeLater(id layerID, i int, blocks uint64) {
+	if blocks == 0 {
+		return
+	}
 	set := s.needless[id]
 	if set == nil {
 		set = new(blockSet)
 		s.needless[id] = set
 	}
-	set.add(block)
+	set[i] |= blocks
+	s.used.Add(-int64(bits.OnesCount64(blocks)))
 }

@@ -159,47 +159,64 @@ func (s *Store) free(needless map[layerID]*blockSet) error {
 	return s.meta.forgetNeedless()
 }
 
+// freeBlocks frees the needless blocks of one layer that have not got data
+// again, part by part, so that operations never wait long for it.
 func (s *Store) freeBlocks(id layerID, needless *blockSet) error {
+	for i, blocks := range needless {
+		if blocks == 0 {
+			continue
+		}
+		if gone, err := s.freePart(id, i, blocks); gone || err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// freePart frees blocks of one part, or the file if the layer is without data.
+func (s *Store) freePart(id layerID, i int, needless uint64) (gone bool, err error) {
 	sh := s.table.shard(id.ref.Index)
 	sh.io.Lock()
 	defer sh.io.Unlock()
-	unused, gone, err := sh.unused(id, needless)
+	data, gone, err := sh.dataOf(id, i)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if gone {
-		return s.files.remove(id)
+		return true, s.files.remove(id)
 	}
 	file, err := s.files.reading(id)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return true, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer s.files.wrote(file)
-	return unused.runs(func(first, n int) error {
+	var unused blockSet
+	unused[i] = needless &^ data
+	return false, unused.runs(func(first, n int) error {
 		return file.Punch(int64(first)*chunk.BlockSize, int64(n)*chunk.BlockSize)
 	})
 }
 
-// unused returns the needless blocks that have not got data again, and
-// whether the whole layer is without data.
-func (s *shard) unused(id layerID, needless *blockSet) (unused *blockSet, gone bool, err error) {
+// dataOf returns which blocks of a part hold data, and whether the whole layer
+// is without.
+func (s *shard) dataOf(id layerID, i int) (data uint64, gone bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c, err := s.column(id.ref)
 	if err != nil {
-		return nil, false, err
+		return 0, false, err
 	}
-	unused = new(blockSet)
-	*unused = *needless
 	l := c.layer(id.seq)
-	if l == nil {
-		return unused, true, nil
+	if l == nil || l.blocks() == 0 {
+		return 0, true, nil
 	}
-	l.each(func(i int, p *part) { unused[i] &^= p.data })
-	return unused, l.blocks() == 0, nil
+	if p := l.parts[i]; p != nil {
+		data = p.data
+	}
+	return data, false, nil
 }
 
 // considerCheckpoint asks for a checkpoint if one is due, and stops accepting

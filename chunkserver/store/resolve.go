@@ -3,6 +3,7 @@ package store
 import (
 	"math"
 	"math/bits"
+	"slices"
 	"sync/atomic"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
@@ -77,8 +78,12 @@ func (r *resolution) descend(c *column, lineage chunk.Lineage, unresolved *block
 
 // eachSeen calls fn for the layers of c that the lineage sees, youngest first.
 func eachSeen(c *column, lineage chunk.Lineage, fn func(*layer)) {
-	for i := len(c.layers) - 1; i >= 0; i-- {
-		if lineage.Sees(c.layers[i].id.seq) {
+	for _, r := range slices.Backward(lineage) {
+		i, found := c.find(r.To)
+		if !found {
+			i--
+		}
+		for ; i >= 0 && c.layers[i].id.seq >= r.From; i-- {
 			fn(c.layers[i])
 		}
 	}
