@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -104,13 +103,7 @@ func collect[E any](w window, page func(client.Page) ([]E, error)) ([]E, error) 
 
 // show prints a value: as JSON, or as text prints it.
 func (a *access) show(value any, text func(io.Writer) error) error {
-	if !a.JSON {
-		return text(a.out)
-	}
-	encoder := json.NewEncoder(a.out)
-	encoder.SetIndent("", "  ")
-	encoder.SetEscapeHTML(false)
-	return encoder.Encode(value)
+	return show(a.out, a.JSON, value, text)
 }
 
 // say prints a line about something that has been done, with value as its

@@ -28,7 +28,8 @@ var imports = map[string][]string{
 	"api":                 {"api/client", "cluster", "fsm", "chunkserver/chunk"},
 	"api/client":          {}, // for anybody's programs: carries nothing of ours along
 	"cmd/localsnap": {"api", "api/client", "cluster", "cluster/coordinator", "fsm",
-		"chunkserver", "chunkserver/chunk", "chunkserver/volume", "chunkserver/nbd", "chunkserver/wire"},
+		"chunkserver", "chunkserver/chunk", "chunkserver/volume", "chunkserver/nbd", "chunkserver/wire",
+		"chunkserver/store"}, // to look into the directory of one that is down
 	"integration":         {"api/client"}, // drives the binary, as a user does
 	"integration/demo":    {"integration"},
 	"integration/bench":   {"integration", "api/client"},

@@ -56,6 +56,8 @@ type commands struct {
 	Chunkserver chunkserverCmd `cmd:"" help:"Run one chunkserver, which keeps copies of the data."`
 	Gateway     gatewayCmd     `cmd:"" help:"Run one gateway, which exports volumes over NBD."`
 
+	Store storeCmd `cmd:"" help:"Look into the directory of a stopped chunkserver."`
+
 	Version kong.VersionFlag `help:"Print the version and exit."`
 }
 

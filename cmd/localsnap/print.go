@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"strconv"
@@ -9,6 +10,17 @@ import (
 
 	"github.com/localsnap/localsnap/api/client"
 )
+
+// show prints a value: as JSON, or as text prints it.
+func show(w io.Writer, asJSON bool, value any, text func(io.Writer) error) error {
+	if !asJSON {
+		return text(w)
+	}
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "  ")
+	encoder.SetEscapeHTML(false)
+	return encoder.Encode(value)
+}
 
 // table prints rows under a header, in columns as wide as they must be.
 func table(w io.Writer, header string, rows int, row func(i int) string) error {
