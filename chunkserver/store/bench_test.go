@@ -184,12 +184,23 @@ func BenchmarkWrite(b *testing.B) {
 	for _, first := range []struct {
 		after  string
 		volume chunk.VolumeID
-	}{{"first to a block after a snapshot", 1}, {"first to a block of a fresh clone", 2}} {
+		depth  int // snapshots before
+	}{
+		{"4 KiB, first to a block after a snapshot", 1, 1},
+		{"4 KiB, first to a block after 250 snapshots", 1, 250},
+		{"4 KiB, first to a block of a fresh clone", 2, 1},
+	} {
 		b.Run(first.after, func(b *testing.B) {
 			c := filledClient(b)
+			fill(b, c, 3, 1, benchChunks)
+			for seq := 2; seq <= first.depth; seq++ {
+				for index := range uint32(benchChunks) {
+					c.must(b, writeOp(chunk.Ref{Volume: 1, Index: index}, chunk.Seq(seq), seq*3, data))
+				}
+			}
 			const n = 32
-			// No block is met twice before the sequence of them begins anew.
-			next := func(i int) chunk.Seq { return chunk.Seq(2 + i/(benchChunks*chunk.Blocks/4)) }
+			// There is a snapshot before a block could be met again.
+			next := func(i int) chunk.Seq { return chunk.Seq(first.depth + 1 + i/(benchChunks*chunk.Blocks/4)) }
 			compared{
 				with: "overwrite", goal: 0.9, ops: n, bytes: chunk.BlockSize,
 				plain: times(n, c.writeAt(3, always(1), data)),

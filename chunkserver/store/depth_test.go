@@ -2,64 +2,93 @@ package store
 
 import (
 	"bytes"
+	"context"
 	"testing"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 )
 
-// A thousand snapshots, each with one block of its own: every one shows what
-// it froze, and so it does after every second one has been deleted.
+// A thousand snapshots, each with one block of its own, deleted in random
+// order: every one that is left shows what it froze, memory stays within its
+// budget however many are read, and in the end only what the head shows takes
+// space.
 func TestManySnapshots(t *testing.T) {
-	const n = 1000
-	d := newDisk()
-	opts := onDisk(d)
-	opts.SegmentBytes, opts.QueueBytes = 1<<20, 8<<20
+	const n, blocks = 1000, 7
+	opts := onDisk(newDisk())
+	opts.SegmentBytes, opts.QueueBytes, opts.CacheBytes = 1<<20, 8<<20, 4<<20
 	c := &client{Store: mustOpen(t, "", opts)}
-	var views []*chunk.View
+	left := make(map[chunk.Seq]*chunk.View)
 	for seq := chunk.Seq(1); seq <= n; seq++ {
-		c.must(t, writeOp(ref10, seq, int(seq)%7, stamped(uint64(seq), 1)))
-		views = append(views, chunk.NewView(1, chunk.NewLineage().Freeze(seq), nil))
+		c.must(t, writeOp(ref10, seq, int(seq)%blocks, stamped(uint64(seq), 1)))
+		left[seq] = chunk.NewView(1, chunk.NewLineage().Freeze(seq), nil)
 	}
-	check := func() {
+	c.Committed(0, c.lsn)
+	must(t, c.Checkpoint(context.Background()))
+	check := func(seq chunk.Seq, v *chunk.View) {
 		t.Helper()
-		for i := 0; i < n; i += 2 {
-			p := c.mustRead(t, views[i], 0, 0, 7)
-			for block := range 7 {
-				// The youngest number up to i+1 that wrote the block.
-				want := uint64(max(0, i+1-(i+1-block+7)%7))
-				if got := stampOf(p[block*chunk.BlockSize:]); got != want {
-					t.Fatalf("snapshot %d shows %d in block %d, want %d", i+1, got, block, want)
-				}
+		p := c.mustRead(t, v, 0, 0, blocks)
+		for block := range blocks {
+			// The youngest number up to seq that wrote the block.
+			want := uint64(max(0, int(seq)-(int(seq)-block+blocks)%blocks))
+			if got := stampOf(p[block*chunk.BlockSize:]); got != want {
+				t.Fatalf("snapshot %d shows %d in block %d, want %d", seq, got, block, want)
 			}
 		}
 	}
-	check()
-	var left []*chunk.View
-	for i := 0; i < n; i += 2 {
-		left = append(left, views[i])
+	before := heap()
+	for seq, v := range left {
+		check(seq, v)
 	}
-	c.must(t, chunk.Op{Kind: chunk.OpPurge, Ref: ref10, Views: left, UpTo: n - 1})
-	check()
-	digests, err := c.Digest(ref10)
-	must(t, err)
-	if len(digests) > n {
-		t.Errorf("%d layers", len(digests))
+	if grown := heap() - before; grown > opts.CacheBytes*5/4 {
+		t.Errorf("reading %d snapshots took %d bytes, the budget is %d", n, grown, opts.CacheBytes)
 	}
+	if counted := c.table.bytes.Load(); counted > opts.CacheBytes*5/4 {
+		t.Errorf("%d bytes are counted, the budget is %d", counted, opts.CacheBytes)
+	}
+
+	rng := seeded(t)
+	order := rng.Perm(n - 1) // the last one is what the head shows
+	const batch = 111
+	for len(order) > 0 {
+		some := order[:min(batch, len(order))]
+		order = order[len(some):]
+		for _, i := range some {
+			delete(left, chunk.Seq(i+1))
+		}
+		var views []*chunk.View
+		for _, v := range left {
+			views = append(views, v)
+		}
+		c.must(t, chunk.Op{Kind: chunk.OpPurge, Ref: ref10, Views: views, UpTo: n})
+		for seq, v := range left {
+			check(seq, v)
+		}
+	}
+	if usage, err := c.Usage(); err != nil || usage.Used != blocks*chunk.BlockSize {
+		t.Errorf("%d bytes are used, %v; the head shows %d blocks", usage.Used, err, blocks)
+	}
+	c.Committed(0, c.lsn)
+	must(t, c.Check(context.Background(), func(f Finding) { t.Error(f) }))
 }
 
 // Clones of clones, each with a block of its own, each showing those of all
-// below; in the middle one is flattened, and shows the same without them.
+// below. One in the middle is flattened, then those below it are deleted in
+// random order: it and those above it show the same without them.
 func TestChainOfClones(t *testing.T) {
-	const n = 32
+	const n, flat = 32, 16
 	c := &client{Store: mustOpen(t, "", onDisk(newDisk()))}
-	var views []*chunk.View // of the heads
-	var parent *chunk.View
-	for i := range n {
-		volume := chunk.VolumeID(i + 1)
-		c.must(t, writeOp(chunk.Ref{Volume: volume}, 1, i, stamped(uint64(i+1), 1)))
-		views = append(views, chunk.NewView(volume, chunk.NewLineage(), parent))
-		parent = chunk.NewView(volume, chunk.NewLineage().Freeze(1), parent)
+	// chain returns the heads of volumes first to n-1, of which the first has no parent.
+	chain := func(first int) map[int]*chunk.View {
+		views := make(map[int]*chunk.View)
+		var parent *chunk.View
+		for i := first; i < n; i++ {
+			volume := chunk.VolumeID(i + 1)
+			views[i] = chunk.NewView(volume, chunk.NewLineage(), parent)
+			parent = chunk.NewView(volume, chunk.NewLineage().Freeze(1), parent)
+		}
+		return views
 	}
+	heads := chain(0)
 	check := func(i int, v *chunk.View) {
 		t.Helper()
 		p := c.mustRead(t, v, 0, 0, n)
@@ -73,17 +102,28 @@ func TestChainOfClones(t *testing.T) {
 			}
 		}
 	}
-	for i, v := range views {
+	for i := range n {
+		c.must(t, writeOp(chunk.Ref{Volume: chunk.VolumeID(i + 1)}, 1, i, stamped(uint64(i+1), 1)))
+	}
+	for i, v := range heads {
 		check(i, v)
 	}
-	const flat = n / 2
-	v := views[flat]
+	v := heads[flat]
 	listed := chunk.NewView(v.Volume(), v.Lineage().Freeze(1), v.Parent())
 	c.must(t, chunk.Op{Kind: chunk.OpFlatten, Ref: chunk.Ref{Volume: v.Volume()}, Len: chunk.MaxOp, Views: []*chunk.View{listed}})
-	check(flat, v)
-	check(flat, chunk.NewView(v.Volume(), v.Lineage(), nil))
-	for i := range flat {
-		c.must(t, chunk.Op{Kind: chunk.OpPurge, Ref: chunk.Ref{Volume: chunk.VolumeID(i + 1)}, UpTo: chunk.MaxSeq})
+	for i, v := range heads {
+		check(i, v)
 	}
-	check(flat, chunk.NewView(v.Volume(), v.Lineage(), nil))
+	rng := seeded(t)
+	for _, i := range rng.Perm(flat) {
+		c.must(t, chunk.Op{Kind: chunk.OpPurge, Ref: chunk.Ref{Volume: chunk.VolumeID(i + 1)}, UpTo: chunk.MaxSeq})
+		for i, v := range chain(flat) {
+			check(i, v)
+		}
+	}
+	if usage, err := c.Usage(); err != nil || usage.Used != n*chunk.BlockSize {
+		t.Errorf("%d bytes are used, %v; the chain has %d blocks", usage.Used, err, n)
+	}
+	c.Committed(0, c.lsn)
+	must(t, c.Check(context.Background(), func(f Finding) { t.Error(f) }))
 }

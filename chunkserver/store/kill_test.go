@@ -6,7 +6,6 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"strconv"
@@ -32,12 +31,7 @@ func TestKilledProcess(t *testing.T) {
 		t.Skip("starts processes")
 	}
 	t.Parallel()
-	seed := *histSeed
-	if seed == 0 {
-		seed = rand.Uint64N(1 << 40)
-	}
-	t.Logf("seed %d", seed)
-	rng := newRand(seed)
+	rng := seeded(t)
 	dir := t.TempDir()
 	for round := range *killCount {
 		acked := killVictim(t, dir, rng.IntN(10)*rng.IntN(150))

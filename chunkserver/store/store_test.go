@@ -180,6 +180,17 @@ func TestGapIsRefused(t *testing.T) {
 
 func newRand(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 0)) }
 
+// seeded returns random numbers that the flag -seed repeats.
+func seeded(t *testing.T) *rand.Rand {
+	t.Helper()
+	seed := *histSeed
+	if seed == 0 {
+		seed = rand.Uint64N(1 << 40)
+	}
+	t.Logf("seed %d", seed)
+	return newRand(seed)
+}
+
 // Readers, a writer and checkpoints at the same time, with hardly any memory:
 // every block read is one that was written as a whole, and never an older one
 // than was read before; a snapshot does not change.
