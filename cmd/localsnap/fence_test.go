@@ -23,6 +23,7 @@ import (
 // chunkservers, and replaced by another run of the same gateway: the first
 // one's writes change nothing from then on.
 func TestReplacedGatewayIsFenced(t *testing.T) {
+	t.Parallel()
 	d, users := startDev(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

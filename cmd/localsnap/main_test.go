@@ -213,8 +213,8 @@ func TestBanner(t *testing.T) {
 // A cluster whose start is interrupted, or fails half way, leaves nothing
 // behind: another one can start in its place.
 func TestDevLeavesNothing(t *testing.T) {
-	c := &devCmd{Data: filepath.Join(t.TempDir(), "d"), APIPort: freeBlock(t)}
-	c.NbdPort = c.APIPort + 40
+	c := &devCmd{Data: filepath.Join(t.TempDir(), "d"), APIPort: freePortBlock(t)}
+	c.NbdPort = c.APIPort + chunkserverOffset + devChunkservers
 	busy, err := listen(loopback(c.NbdPort), "--nbd-port")
 	if err != nil {
 		t.Fatal(err)
@@ -238,22 +238,4 @@ func TestDevLeavesNothing(t *testing.T) {
 			t.Error("ended before it was ready")
 		}
 	}
-}
-
-// freeBlock finds 41 ports that nobody listens on.
-func freeBlock(t *testing.T) uint16 {
-	t.Helper()
-next:
-	for first := 21000; first < 30000; first += 50 {
-		for port := first; port <= first+40; port++ {
-			l, err := net.Listen("tcp", loopback(uint16(port)).String())
-			if err != nil {
-				continue next
-			}
-			l.Close()
-		}
-		return uint16(first)
-	}
-	t.Fatal("no block of free ports found")
-	return 0
 }

@@ -44,14 +44,18 @@ func startDev(t *testing.T) (*dev, *client.Client) {
 	return d, users
 }
 
-// freePortBlock returns a port such that those that dev uses are free.
+// nextPort is the port that freePortBlock tries next: tests run in parallel.
+var nextPort atomic.Uint32
+
+// freePortBlock returns a port such that those that dev uses are free, and no
+// other test is given them.
 func freePortBlock(t *testing.T) uint16 {
 	t.Helper()
-	const size = chunkserverOffset + devChunkservers + 1
+	const first, last, size = 20000, 30000, chunkserverOffset + devChunkservers + 1
 search:
-	for base := 20000; base < 30000; base += size {
+	for base := first + nextPort.Add(size); base < last; base = first + nextPort.Add(size) {
 		for port := base; port < base+size; port++ {
-			l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+			l, err := net.Listen("tcp", loopback(uint16(port)).String())
 			if err != nil {
 				continue search
 			}
@@ -63,11 +67,10 @@ search:
 	return 0
 }
 
-// A writer counts up round by round, in blocks of different copysets, each
-// write after the answer to the one before. A snapshot that is one point in
-// time shows at most one step between neighbours, c, c, ..., c, c-1, ..., c-1,
-// and nothing that was written after it was answered.
+// A snapshot beside a writer is one point in time, and shows nothing that was
+// written after it was answered.
 func TestSnapshotIsOnePointInTime(t *testing.T) {
+	t.Parallel()
 	d, users := startDev(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -79,59 +82,19 @@ func TestSnapshotIsOnePointInTime(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	writing, stop := context.WithCancel(ctx)
-	var begun atomic.Uint64 // rounds
-	answers, wrote := make(chan struct{}, 1), make(chan error, 1)
-	go func() {
-		block := make([]byte, chunk.BlockSize)
-		for round := uint64(1); writing.Err() == nil; round++ {
-			begun.Store(round)
-			for i := range uint64(places) {
-				binary.LittleEndian.PutUint64(block, round)
-				if err := head.WriteAt(ctx, block, i*chunk.Size); err != nil {
-					wrote <- err
-					return
-				}
-				select {
-				case answers <- struct{}{}:
-				default:
-				}
-			}
-		}
-		wrote <- nil
-	}()
+	w := startCounting(ctx, head, places)
 	var taken [snapshots]uint64 // rounds begun by the answer
 	for i := range snapshots {
-		for range places * 2 / 3 { // so that the cuts fall everywhere in a round
-			select {
-			case <-answers:
-			case err := <-wrote:
-				t.Fatal(err)
-			}
-		}
+		w.await(t, places*2/3) // so that the cuts fall everywhere in a round
 		if _, err := users.CreateSnapshot(ctx, client.CreateSnapshotRequest{User: "ann", File: "/v", Name: fmt.Sprint("s", i)}); err != nil {
 			t.Fatal(err)
 		}
-		taken[i] = begun.Load()
+		taken[i] = w.begun.Load()
 	}
-	stop()
-	if err := <-wrote; err != nil {
-		t.Fatal(err)
-	}
+	w.finish(t)
 	before := uint64(0)
 	for i := range snapshots {
-		counts := readCounts(ctx, t, d.gateway.session, fmt.Sprint("s", i), places)
-		first, last := counts[0], counts[places-1]
-		steps := 0
-		for j := 1; j < places; j++ {
-			if counts[j] != counts[j-1] {
-				steps++
-			}
-		}
-		if steps > 1 || first-last > 1 || last < before || first > taken[i] {
-			t.Errorf("snapshot %d, taken by round %d, after one of round %d: %v", i, taken[i], before, counts)
-		}
-		before = last
+		before = verifyCounts(ctx, t, d.gateway.session, "/v", fmt.Sprint("s", i), places, before, taken[i])
 	}
 	if before < snapshots/3 {
 		t.Errorf("the last of %d snapshots shows only round %d", snapshots, before)
@@ -141,19 +104,84 @@ func TestSnapshotIsOnePointInTime(t *testing.T) {
 	}
 }
 
-func readCounts(ctx context.Context, t *testing.T, s *volume.Session, snapshot string, places int) []uint64 {
+// counter is a writer that counts up round by round, in blocks of different
+// copysets, each write after the answer to the one before.
+type counter struct {
+	begun   atomic.Uint64 // rounds
+	answers chan struct{}
+	wrote   chan error
+	stop    context.CancelFunc
+}
+
+func startCounting(ctx context.Context, head *volume.Volume, places uint64) *counter {
+	ctx, stop := context.WithCancel(ctx)
+	w := &counter{answers: make(chan struct{}, 1), wrote: make(chan error, 1), stop: stop}
+	go func() {
+		block := make([]byte, chunk.BlockSize)
+		for round := uint64(1); ctx.Err() == nil; round++ {
+			w.begun.Store(round)
+			for i := range places {
+				binary.LittleEndian.PutUint64(block, round)
+				if err := head.WriteAt(context.WithoutCancel(ctx), block, i*chunk.Size); err != nil {
+					w.wrote <- err
+					return
+				}
+				select {
+				case w.answers <- struct{}{}:
+				default:
+				}
+			}
+		}
+		w.wrote <- nil
+	}()
+	return w
+}
+
+// await waits for some writes.
+func (w *counter) await(t *testing.T, writes int) {
 	t.Helper()
-	view, err := s.Attach(ctx, "/v", snapshot, true)
+	for range writes {
+		select {
+		case <-w.answers:
+		case err := <-w.wrote:
+			t.Fatal(err)
+		}
+	}
+}
+
+// finish ends the round and the writer.
+func (w *counter) finish(t *testing.T) {
+	t.Helper()
+	w.stop()
+	if err := <-w.wrote; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// verifyCounts makes sure that a view is one point in time of what a counter
+// has written: at most one step between neighbours, c, c, ..., c, c-1, ...,
+// c-1, between two rounds. It returns c of the last place.
+func verifyCounts(ctx context.Context, t *testing.T, s *volume.Session, path, snapshot string, places int, from, to uint64) uint64 {
+	t.Helper()
+	view, err := s.Attach(ctx, path, snapshot, true)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer view.Close(ctx)
 	counts, word := make([]uint64, places), make([]byte, 8)
+	steps := 0
 	for i := range counts {
 		if err := view.ReadAt(ctx, word, uint64(i)*chunk.Size); err != nil {
 			t.Fatal(err)
 		}
 		counts[i] = binary.LittleEndian.Uint64(word)
+		if i > 0 && counts[i] != counts[i-1] {
+			steps++
+		}
 	}
-	return counts
+	first, last := counts[0], counts[places-1]
+	if steps > 1 || first-last > 1 || last < from || first > to {
+		t.Errorf("%s@%s, of rounds %d to %d: %v", path, snapshot, from, to, counts)
+	}
+	return last
 }
