@@ -264,6 +264,8 @@ func (metadata) Closed(*wire.Conn, error) {}
 func (m metadata) Handle(r *wire.Request) {
 	c := m.c
 	switch r.Kind {
+	case wire.KindHeld:
+		wire.Answer(r, func(context.Context, wire.Held) (struct{}, error) { return struct{}{}, nil })
 	case wire.KindRenew:
 		wire.Answer(r, func(context.Context, struct{}) (struct{}, error) {
 			c.mu.Lock()

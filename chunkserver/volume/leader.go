@@ -69,11 +69,18 @@ func (s *Session) findLeader() (*wire.Conn, error) {
 }
 
 // resume continues every attachment on a new connection. One that the leader
-// no longer knows ends.
+// no longer knows ends, and so does one that only the leader knows.
 func (s *Session) resume(conn *wire.Conn) error {
 	ctx, cancel := context.WithTimeout(s.ctx, leaderTimeout)
 	defer cancel()
 	volumes := s.tracked()
+	held := wire.Held{Attachments: []uint64{}}
+	for _, v := range volumes {
+		held.Attachments = append(held.Attachments, v.attachment.id)
+	}
+	if err := wire.Ask(ctx, conn, wire.KindHeld, held, nil); err != nil {
+		return fmt.Errorf("say what is attached: %w", err)
+	}
 	answers := make(chan error, len(volumes))
 	for _, v := range volumes {
 		body, err := json.Marshal(wire.Resume{Attachment: v.attachment.id})

@@ -40,6 +40,7 @@ const (
 	KindStat    Kind = 36 // Open -> Volume
 	KindList    Kind = 37 // empty -> []string
 	KindRenew   Kind = 38 // empty -> empty
+	KindHeld    Kind = 39 // Held -> empty
 
 	// From the metadata leader to gateways.
 	KindPause   Kind = 48 // Pause -> empty, when no write is in flight
@@ -122,6 +123,13 @@ type Opened struct {
 // Release gives an attachment back; nothing of it is in flight.
 type Release struct {
 	Attachment uint64
+}
+
+// Held begins a connection to a leader: it names everything that the gateway's
+// process has attached. What else the leader takes for attached by that process
+// is what it never heard of, or has given up, and ends.
+type Held struct {
+	Attachments []uint64
 }
 
 // Resume continues an attachment on a new connection to a leader. A writer

@@ -2,6 +2,7 @@ package coordinator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -33,27 +34,31 @@ func (t *term) endAttachments(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var failures []error
 	for _, a := range held {
 		conn, gone := t.holder(a)
 		switch {
 		case gone:
-			t.log.Info("ending an attachment: its gateway is gone", "attachment", a.ID, "volume", a.Volume, "gateway", a.Gateway)
+			t.log.Info("ending an attachment that no gateway holds", "attachment", a.ID, "volume", a.Volume, "gateway", a.Gateway)
 		case deleting[a.Snapshot] && conn != nil:
 			asked, cancel := context.WithTimeout(ctx, callTimeout)
 			err := wire.Ask(asked, conn, wire.KindRevoke, wire.Revoke{Attachment: a.ID}, nil)
 			cancel()
-			if err != nil {
-				return fmt.Errorf("revoke attachment %d: %w", a.ID, err)
+			// One that the gateway does not have it has just given back.
+			if err != nil && !errors.Is(err, wire.ErrNotExist) {
+				failures = append(failures, fmt.Errorf("revoke attachment %d: %w", a.ID, err))
+				continue
 			}
 		default:
 			continue
 		}
 		if err := t.end(ctx, a); err != nil {
-			return err
+			failures = append(failures, err)
+			continue
 		}
 		t.ring()
 	}
-	return nil
+	return errors.Join(failures...)
 }
 
 // end ends an attachment that was not given back: nothing of a writer's may

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,8 +31,9 @@ type gateway struct {
 	run  uuid.UUID
 
 	// What follows is guarded by term.mu.
-	conn  *wire.Conn // nil while not connected
-	heard time.Time
+	conn    *wire.Conn // nil while not connected
+	heard   time.Time
+	orphans map[uint64]bool // attachments of this run that it does not know of
 }
 
 // meetGateway takes in a connection of a gateway. Its session is its name and
@@ -66,7 +68,7 @@ func (t *term) holder(a fsm.Attachment) (conn *wire.Conn, gone bool) {
 	switch {
 	case g == nil:
 		return nil, time.Since(t.began) > lease
-	case g.run != a.Session:
+	case g.run != a.Session, g.orphans[a.ID]:
 		return nil, true
 	case g.conn == nil:
 		return nil, time.Since(g.heard) > lease
@@ -85,6 +87,8 @@ func (g gatewayConn) Handle(r *wire.Request) {
 	switch r.Kind {
 	case wire.KindRenew:
 		wire.Answer(r, func(context.Context, struct{}) (struct{}, error) { return struct{}{}, nil })
+	case wire.KindHeld:
+		wire.Answer(r, g.held)
 	case wire.KindOpen:
 		wire.Answer(r, g.open)
 	case wire.KindRelease:
@@ -111,6 +115,28 @@ func (g gatewayConn) Closed(conn *wire.Conn, _ error) {
 	if g.gateway.conn == conn {
 		g.gateway.conn, g.heard = nil, time.Now()
 	}
+}
+
+// held gives up the attachments of this run that it does not name: it opens
+// nothing before it has the answer, so they are of a connection that is lost.
+func (g gatewayConn) held(ctx context.Context, req wire.Held) (struct{}, error) {
+	t := g.term
+	ctx, done := t.within(ctx)
+	defer done()
+	err := t.node.Read(ctx, func(state *fsm.State) error {
+		orphans := make(map[uint64]bool)
+		for _, a := range state.Attachments() {
+			if a.Session == g.run && !slices.Contains(req.Attachments, a.ID) {
+				orphans[a.ID] = true
+			}
+		}
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		g.orphans = orphans
+		return nil
+	})
+	t.ring()
+	return struct{}{}, refusal(err)
 }
 
 // open attaches a volume or snapshot. What this gateway holds of it already is

@@ -271,7 +271,7 @@ func (s *story) deleteSome() string {
 	m := s.volumes[path]
 	s.settled(path)
 	s.detach(path)
-	err := s.users.DeleteFile(s.ctx, client.DeleteFileRequest{User: "ann", File: path})
+	err := s.deleteFile(path)
 	if len(m.snapshots) > 0 {
 		s.refused(err, client.UnderSnapshot)
 		return path + " has snapshots"
@@ -283,7 +283,7 @@ func (s *story) deleteSome() string {
 			return path + " has clones"
 		}
 		s.await("nothing to purge", s.idle)
-		err = s.users.DeleteFile(s.ctx, client.DeleteFileRequest{User: "ann", File: path})
+		err = s.deleteFile(path)
 	}
 	s.must(err, "delete %s", path)
 	delete(s.volumes, path)

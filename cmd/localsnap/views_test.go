@@ -141,10 +141,13 @@ func (v *views) rollback(path, name string, old bool) {
 	if old {
 		request = client.RecoverRequest{User: "ann", Source: v.uuid(path, name), Destination: path}
 	}
-	began := time.Now()
-	task, err := v.users.Recover(v.ctx, request)
-	v.took["rollback"] = time.Since(began)
-	v.must(err, "recover %s@%s", path, name)
+	var task string
+	v.must(v.whenFree(func() (err error) {
+		began := time.Now()
+		task, err = v.users.Recover(v.ctx, request)
+		v.took["rollback"] = time.Since(began)
+		return err
+	}), "recover %s@%s", path, name)
 	tasks, err := v.users.GetCloneTasks(v.ctx, client.CloneTasksRequest{User: "ann", UUID: task})
 	v.must(err, "task of a recover")
 	if got := tasks.TaskInfos[0]; got.TaskStatus != client.TaskDone || got.TaskType != client.TaskRecover || got.File != path {
@@ -202,8 +205,28 @@ func (v *views) gone(path, name string) {
 func (v *views) delete(path string) {
 	v.t.Helper()
 	v.detach(path)
-	v.must(v.users.DeleteFile(v.ctx, client.DeleteFileRequest{User: "ann", File: path}), "delete %s", path)
+	v.must(v.deleteFile(path), "delete %s", path)
 	delete(v.volumes, path)
+}
+
+func (v *views) deleteFile(path string) error {
+	v.t.Helper()
+	return v.whenFree(func() error {
+		return v.users.DeleteFile(v.ctx, client.DeleteFileRequest{User: "ann", File: path})
+	})
+}
+
+// whenFree repeats what is refused because the volume is attached: for a
+// moment it still is when the answer that it no longer is, or that it ever
+// was, is lost with the leader.
+func (v *views) whenFree(do func() error) (err error) {
+	v.t.Helper()
+	v.await("the volume to be free", func() bool {
+		err = do()
+		var refused *client.Error
+		return !errors.As(err, &refused) || refused.Code != client.Occupied
+	})
+	return err
 }
 
 // purgeTrash purges what lies in the recycle bin.
