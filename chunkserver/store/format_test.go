@@ -2,12 +2,15 @@ package store
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"hash/crc32"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/localsnap/localsnap/chunkserver/chunk"
 )
 
 func TestForeignDirectoryIsRefused(t *testing.T) {
@@ -95,6 +98,53 @@ func TestCreateSurvivesLossOfPower(t *testing.T) {
 		}
 		if id == "" {
 			t.Errorf("seed %d: no store was made", seed)
+		}
+	}
+}
+
+// The formats stay as they are until formatVersion changes.
+func TestFormatsDoNotChange(t *testing.T) {
+	store, cluster := uuid{1, 2, 3}, uuid{4, 5, 6}
+	dir := t.TempDir()
+	must(t, format{store: store, cluster: cluster, segments: 1 << 20}.write(OSFS(dir)))
+	formatBytes, err := os.ReadFile(filepath.Join(dir, formatFile))
+	must(t, err)
+
+	must(t, OSFS(dir).Mkdir(journalDir))
+	seg, err := makeSegment(OSFS(dir), store, 0x1122, minSegment, "")
+	must(t, err)
+	defer seg.file.Close()
+	segmentBytes := make([]byte, 48)
+	must(t, seg.file.ReadAt(segmentBytes, 0))
+
+	recordBytes := make([]byte, recordHeader)
+	r := record{
+		kind: recordEntry, flags: flagLast, batch: 0x11, copyset: 0x22, chain: 0x33, epoch: 0x44, lsn: 0x55, commit: 0x66,
+		payloadLen: 0x77, payloadCRC: 0x88,
+	}
+	r.put(recordBytes, seg.seed)
+
+	id := layerID{chunk.Ref{Volume: 0x1111, Index: 0x22}, 0x33}
+	l := layer{id: id}
+	l.setData(65, 0xaabbccdd)
+	l.setData(127, 0x11223344)
+	l.setZero(64)
+
+	for _, test := range []struct {
+		what, want string
+		got        []byte
+	}{
+		{"format", "4c5353544f52450a0200000030237b2c010203000000000000000000000000000405060000000000000000000000000000001000000000000000000000000000", formatBytes},
+		{"segment", "4c534a4f55524e4c01000000d0cd6a430102030000000000000000000000000022110000000000000080000000000000", segmentBytes},
+		{"record", "4c53523101010000770000008800000011000000000000002200000033000000440000000000000055000000000000006600000000000000000000001b9b83cd", recordBytes},
+		{"key of a layer", "0000000000001111000000220000000000000033", layerKey(id)},
+		{"part", "02000000000000800100000000000000ddccbbaa44332211", l.parts[1].encode()},
+		{"name of a layer", "6c61796572732f303030303030303030303030313131312f30303030303032322e30303030303030303030303030303333", []byte(id.name())},
+		{"mix", "2cb4b437", binary.BigEndian.AppendUint32(nil, id.mix(77))},
+		{"digest", "8e367d821c75c0d232edf4f4e18dc849", func() []byte { d := l.sum.encode(); return d[:] }()},
+	} {
+		if got := hex.EncodeToString(test.got); got != test.want {
+			t.Errorf("%s:\n%s, was\n%s", test.what, got, test.want)
 		}
 	}
 }

@@ -10,9 +10,12 @@ import (
 )
 
 // layerID names a layer. Its blocks are in a sparse file of that name, block
-// b at b times the block size:
+// b at b times the block size, and nothing else is:
 //
-//	layers/<volume>/<chunk index>.<sequence number>	in hexadecimal
+//	layers/<volume, 16 digits>/<chunk index, 8>.<sequence number, 16>	in hexadecimal
+//
+// Which blocks hold data, and their checksums, is in the database. What the
+// file has in the places of the others is not defined; it may end before them.
 type layerID struct {
 	ref chunk.Ref
 	seq chunk.Seq
@@ -48,9 +51,9 @@ func parseLayerName(volume chunk.VolumeID, file string) (id layerID, ok bool) {
 	return id, err1 == nil && err2 == nil && id.name() == volumeDir(volume)+"/"+file
 }
 
-// mix is what the checksum of a block is combined with before it is stored,
-// so that the content of another block, layer or chunk, written or read by
-// mistake, does not pass.
+// mix is what the checksum of a block is combined with, by xor, before it is
+// stored, so that the content of another block, layer or chunk, written or read
+// by mistake, does not pass. It is part of the format.
 func (id layerID) mix(block int) uint32 {
 	var h uint64
 	for _, x := range [...]uint64{uint64(id.ref.Volume), uint64(id.ref.Index), uint64(id.seq), uint64(block)} {

@@ -13,16 +13,20 @@ import (
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 )
 
-// The database "meta.db" (bbolt) holds what checkpoints save. Keys are
-// big-endian, so that they sort; values little-endian.
+// The database "meta.db" (bbolt) holds what checkpoints save. Its version is
+// that of the file "format". Keys are big-endian, so that they sort; values
+// little-endian. There is a bucket for each of:
 //
-//	parts     u64 volume, u32 chunk, u64 seq, u8 part
-//	            -> u64 data, u64 zero, u32 checksum of each block with data
+//	parts     u64 volume, u32 chunk, u64 seq, u8 part, 0 to 63
+//	            -> u64 data, u64 zero: bit i is for block 64 x part + i;
+//	            then for each bit of data, from the lowest on, the u32 checksum of
+//	            the block: CRC32C of its content, xor layerID.mix. No value: all absent
 //	layers    u64 volume, u32 chunk, u64 seq -> the digest of all its parts, 16 bytes,
 //	            by which parts that are not what was saved are found out
 //	copysets  u32 copyset -> u64 promised epoch, u64 epoch, u64 last, u64 commit
 //	tokens    u32 copyset, u64 volume -> u64 attachment, u64 sequence number
-//	needless  u64 volume, u32 chunk, u64 seq -> 64 x u64: blocks of the file to be freed
+//	needless  u64 volume, u32 chunk, u64 seq
+//	            -> 64 x u64: blocks of the file to be freed, a word for each part, as above
 //	journal   "state" -> u64 first segment, u64 segment and u64 offset up to
 //	            which the rest of the database goes, u64 batch, u64 blocks with data
 //	          "scrub" -> i64 start of the search for damage, seconds since 1970, or 0,

@@ -18,18 +18,19 @@ import (
 //	 8 u32 length of the payload
 //	12 u32 CRC32C of the payload
 //	16 u64 batch
-//	24 u32 copyset
-//	28 u32 chain: the header checksum of the record before
-//	32 u64 epoch
-//	40 u64 LSN
-//	48 u64 commit
+//	24 u32 copyset; 0 for recordMark
+//	28 u32 chain: the header checksum of the record before; 0 in the very first
+//	32 u64 epoch; 0 for recordMark
+//	40 u64 LSN; 0 for recordPromise and recordMark
+//	48 u64 commit, for recordEntry, else 0
 //	56 u32 0
 //	60 u32 header checksum: CRC32C of store UUID, segment number and bytes 0 to 59
-//	64     payload, then zeros up to a multiple of 8
+//	64     payload, then zeros up to a multiple of 8; empty but for recordEntry
 //
-// The store and the segment are part of the checksum, so that what an earlier
-// use of a segment's file has left never passes for a record of this one; the
-// chain does the same for what an earlier, torn write to this place has left.
+// A record has the version of its segment. The store and the segment are part
+// of the checksum, so that what an earlier use of a segment's file has left
+// never passes for a record of this one; the chain does the same for what an
+// earlier, torn write to this place has left.
 //
 // Records that are written and synced together are a batch. Batches are
 // numbered from 1 on, begin on a block of their own, and are followed by
