@@ -21,6 +21,7 @@ demo: build deps ## tell the whole story: write, snapshot, clone, flatten, kill 
 	$(GO) run ./integration/demo --binary $(BIN)
 
 test: deps lint ## all checks and tests, as CI runs them
+	GOGC=400 $(GO) test -count=1 -timeout 5m ./chunkserver/store -run TestRandomHistories -histories 10000 # many, so without -race
 	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 9m ./... # never cached: integration runs a binary that the cache does not know of
 
 lint: ## gofmt, vet and staticcheck
