@@ -267,6 +267,9 @@ func (f *fleet) check() {
 			f.t.Error(err)
 		}
 		volumes, err := chunks.Volumes()
+		if err != nil {
+			f.t.Error(err)
+		}
 		for _, id := range volumes {
 			if !known[id] {
 				f.t.Errorf("chunkserver %d has data of volume %d, which does not exist", i, id)
