@@ -51,9 +51,3 @@ type File interface {
 	Size() (int64, error)
 	Close() error
 }
-
-// pageRun bounds what is written at once to a file that is overwritten block
-// by block later. The page cache keeps together what was written together, and
-// changing a block then takes time in proportion to that: on ext4 some 20 µs
-// within 1 MiB, 5 µs within 64 KiB.
-const pageRun = 64 << 10
