@@ -44,7 +44,11 @@ func TestCloneBesideWriter(t *testing.T) {
 	v.detach("/v")
 	for i, task := range tasks {
 		if task != "" {
-			v.must(f.users.CleanCloneTask(ctx, client.CleanCloneTaskRequest{User: "ann", UUID: task}), "clean task %d", i)
+			// The one request whose repetition finds what it did before.
+			err := f.users.CleanCloneTask(ctx, client.CleanCloneTaskRequest{User: "ann", UUID: task})
+			if !refused(err, client.NotExist) {
+				v.must(err, "clean task %d", i)
+			}
 		}
 	}
 	left, err := f.users.GetCloneTaskList(ctx, client.CloneTaskListRequest{})
