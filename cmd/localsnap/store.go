@@ -211,10 +211,11 @@ func (c *storeVerify) Run(ctx context.Context, s *storeCmd) error {
 		done = n
 		bar.at(int(100*done/max(1, i.Used)), false)
 	})
-	bar.end()
 	if err != nil {
+		bar.end()
 		return fmt.Errorf("verify %s: %w", c.Dir, err)
 	}
+	bar.at(100, true)
 	result := struct {
 		Store    string
 		Verified uint64
