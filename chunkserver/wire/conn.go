@@ -14,7 +14,6 @@
 package wire
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -58,7 +57,7 @@ func (Deaf) Closed(*Conn, error) {}
 // Conn is one end of a connection. Both ends may make requests.
 type Conn struct {
 	nc      net.Conn
-	in      *bufio.Reader
+	in      *reader
 	handler Handler
 	out     outbox
 	ctx     context.Context // ends with the connection
@@ -75,7 +74,7 @@ type Conn struct {
 
 // newConn makes a connection, of which only in has been used so far. start
 // sets it going.
-func newConn(nc net.Conn, in *bufio.Reader) *Conn {
+func newConn(nc net.Conn, in *reader) *Conn {
 	c := &Conn{nc: nc, in: in, calls: make(map[uint64]func([]byte, error))}
 	c.ctx, c.cancel = context.WithCancelCause(context.Background())
 	c.out.changed.L = &c.out.mu
@@ -155,14 +154,11 @@ func (c *Conn) begin(kind Kind, head, data []byte, done func([]byte, error)) (id
 // Call makes a request and waits for its reply or the end of ctx. When it
 // returns, data is no longer referenced.
 func (c *Conn) Call(ctx context.Context, kind Kind, head, data []byte) ([]byte, error) {
-	type reply struct {
-		payload []byte
-		err     error
-	}
-	replied := make(chan reply, 1)
-	id, frame := c.begin(kind, head, data, func(p []byte, err error) { replied <- reply{p, err} })
+	w := waiters.Get().(*waiter)
+	id, frame := c.begin(kind, head, data, w.done)
 	select {
-	case r := <-replied:
+	case r := <-w.replied:
+		waiters.Put(w) // unlike one that was given up, which done may yet be called of
 		return r.payload, r.err
 	case <-ctx.Done():
 		c.mu.Lock()
@@ -175,6 +171,23 @@ func (c *Conn) Call(ctx context.Context, kind Kind, head, data []byte) ([]byte, 
 	}
 }
 
+// waiter is a Call that waits. It is used again when it has been replied to.
+type waiter struct {
+	replied chan reply
+	done    func([]byte, error)
+}
+
+type reply struct {
+	payload []byte
+	err     error
+}
+
+var waiters = sync.Pool{New: func() any {
+	w := &waiter{replied: make(chan reply, 1)}
+	w.done = func(p []byte, err error) { w.replied <- reply{p, err} }
+	return w
+}}
+
 // Tell sends a message that has no reply. head is copied; data must never
 // change again. A message that can't be sent is lost with the connection.
 func (c *Conn) Tell(kind Kind, head, data []byte) {
@@ -183,8 +196,9 @@ func (c *Conn) Tell(kind Kind, head, data []byte) {
 
 // read hands on what arrives until the connection ends.
 func (c *Conn) read() error {
+	var requests []Request // made many at a time
 	for {
-		h, payload, err := readFrame(c.in)
+		h, payload, err := c.in.readFrame()
 		if err != nil {
 			return err
 		}
@@ -192,7 +206,12 @@ func (c *Conn) read() error {
 			c.replied(h, payload)
 			continue
 		}
-		r := &Request{Kind: h.kind, Payload: payload, conn: c, id: h.id, oneWay: h.flags&flagOneWay != 0}
+		if len(requests) == 0 {
+			requests = make([]Request, 32)
+		}
+		r := &requests[0]
+		requests = requests[1:]
+		*r = Request{Kind: h.kind, Payload: payload, conn: c, id: h.id, oneWay: h.flags&flagOneWay != 0}
 		if !r.oneWay && !c.admit(len(payload)) {
 			return c.Err()
 		}

@@ -216,7 +216,7 @@ func TestGivenUpCallHasLetGoOfItsData(t *testing.T) {
 	case <-time.After(20 * time.Millisecond): // time enough to be wrong
 	}
 	close(g.open)
-	_, payload, err := readFrame(newReader(far))
+	_, payload, err := newReader(far).readFrame()
 	if err != nil || !bytes.Equal(payload, append([]byte{7}, bytes.Repeat([]byte{1}, 100)...)) {
 		t.Errorf("sent %x, %v", payload, err)
 	}

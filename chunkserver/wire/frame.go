@@ -42,12 +42,41 @@ func (h header) append(b []byte) []byte {
 	return binary.LittleEndian.AppendUint64(b, h.id)
 }
 
-// newReader buffers what readFrame reads: many small frames, or the start of
-// a large one, with one system call.
-func newReader(r io.Reader) *bufio.Reader { return bufio.NewReaderSize(r, 64<<10) }
+// reader reads frames. It buffers, so that one system call reads many small
+// frames, or the start of a large one; and it takes memory for small payloads
+// by the slab: each payload is the receiver's to keep, and lets go of its slab
+// with the others.
+type reader struct {
+	*bufio.Reader
+	slab []byte // the rest of the present one
+}
 
-// readFrame reads one frame. The payload is fresh memory.
-func readFrame(r *bufio.Reader) (header, []byte, error) {
+const (
+	slabLen = 64 << 10
+	// maxInSlab is the longest payload that is taken from a slab: a slab that
+	// is held for one payload holds no more than a few times that.
+	maxInSlab = slabLen / 8
+)
+
+func newReader(r io.Reader) *reader {
+	return &reader{Reader: bufio.NewReaderSize(r, 64<<10)}
+}
+
+// take returns memory for a payload.
+func (r *reader) take(n int) []byte {
+	if n > maxInSlab {
+		return make([]byte, n)
+	}
+	if n > len(r.slab) {
+		r.slab = make([]byte, slabLen)
+	}
+	p := r.slab[:n:n]
+	r.slab = r.slab[n:]
+	return p
+}
+
+// readFrame reads one frame. The payload is nobody else's.
+func (r *reader) readFrame() (header, []byte, error) {
 	b, err := r.Peek(headerLen)
 	if err != nil {
 		if len(b) > 0 && err == io.EOF {
@@ -71,7 +100,7 @@ func readFrame(r *bufio.Reader) (header, []byte, error) {
 	if h.length == 0 {
 		return h, nil, nil
 	}
-	payload := make([]byte, h.length)
+	payload := r.take(int(h.length))
 	if _, err := io.ReadFull(r, payload); err != nil {
 		return header{}, nil, fmt.Errorf("frame cut short: %w", err)
 	}

@@ -67,6 +67,7 @@ func (o *outbox) run(nc net.Conn) error {
 	defer o.stop()
 	var spare batch
 	var vec net.Buffers
+	var stretch net.Buffers // on the heap, once, as WriteTo has it escape
 	for {
 		o.mu.Lock()
 		for o.put == o.written && !o.closed {
@@ -81,7 +82,7 @@ func (o *outbox) run(nc net.Conn) error {
 		o.mu.Unlock()
 
 		vec = full.vectors(vec[:0])
-		if err := write(nc, vec); err != nil {
+		if err := write(nc, vec, &stretch); err != nil {
 			return err
 		}
 		clear(vec)
@@ -96,8 +97,9 @@ func (o *outbox) run(nc net.Conn) error {
 	}
 }
 
-// write writes vec in stretches of about writeSize bytes.
-func write(nc net.Conn, vec net.Buffers) error {
+// write writes vec in stretches of about writeSize bytes, with stretch for the
+// present one.
+func write(nc net.Conn, vec net.Buffers, stretch *net.Buffers) error {
 	for len(vec) > 0 {
 		n, size := 0, 0
 		for n < len(vec) && size < writeSize {
@@ -107,7 +109,7 @@ func write(nc net.Conn, vec net.Buffers) error {
 		if err := nc.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 			return err
 		}
-		stretch := vec[:n]
+		*stretch = vec[:n]
 		if _, err := stretch.WriteTo(nc); err != nil {
 			return err
 		}

@@ -38,7 +38,7 @@ func TestOutboxKeepsFramesWholeAndInOrder(t *testing.T) {
 	in := newReader(far)
 	var next [senders]int
 	for range senders * frames {
-		h, payload, err := readFrame(in)
+		h, payload, err := in.readFrame()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -81,7 +80,7 @@ func Dial(ctx context.Context, dial Dialer, address string, hello Hello, h Handl
 	return c, nil
 }
 
-func greet(nc net.Conn, in *bufio.Reader, hello Hello) error {
+func greet(nc net.Conn, in *reader, hello Hello) error {
 	body, err := json.Marshal(hello)
 	if err != nil {
 		return err
@@ -90,7 +89,7 @@ func greet(nc net.Conn, in *bufio.Reader, hello Hello) error {
 	if _, err := nc.Write(append(h.append(nil), body...)); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	h, text, err := readFrame(in)
+	h, text, err := in.readFrame()
 	switch {
 	case err != nil:
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
@@ -225,7 +224,7 @@ func (s *Server) leave(name string, sess *session) {
 	}
 }
 
-func readHello(in *bufio.Reader) (Hello, error) {
+func readHello(in *reader) (Hello, error) {
 	b, err := in.Peek(headerLen)
 	if err != nil {
 		return Hello{}, err
@@ -233,7 +232,7 @@ func readHello(in *bufio.Reader) (Hello, error) {
 	if Kind(b[4]) != KindHello || b[2] != 0 || b[3] != 0 { // a greeting is below 64 KiB
 		return Hello{}, fmt.Errorf("%w: not a greeting: % x", chunk.ErrInvalid, b)
 	}
-	_, body, err := readFrame(in)
+	_, body, err := in.readFrame()
 	if err != nil {
 		return Hello{}, err
 	}

@@ -149,7 +149,7 @@ func TestRefusedGreetings(t *testing.T) {
 			nc.Write(test.sent)
 			nc.(*net.TCPConn).CloseWrite()
 		}()
-		h, _, err := readFrame(newReader(nc))
+		h, _, err := newReader(nc).readFrame()
 		if h.code != test.code || (err == nil) != (test.code != codeOK) {
 			t.Errorf("%s: answered with %+v, %v", name, h, err)
 		}
@@ -184,7 +184,7 @@ func TestDialFails(t *testing.T) {
 			near, far := net.Pipe()
 			go func() {
 				defer far.Close()
-				readFrame(newReader(far))
+				newReader(far).readFrame()
 				far.Write(b)
 			}()
 			return near, nil

@@ -62,6 +62,7 @@ type progress struct {
 }
 
 func (p *progress) at(percent int, done bool) {
+	percent = min(max(percent, 0), 100)
 	if p.terminal {
 		full := barWidth * percent / 100
 		fmt.Fprintf(p.w, "\r%s [%s%s] %3d%%", p.what, strings.Repeat("#", full), strings.Repeat(".", barWidth-full), percent)
