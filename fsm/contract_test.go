@@ -623,7 +623,7 @@ func TestCopysetsChangeOneEpochAtATime(t *testing.T) {
 		return ask(t, f, func(s *State) ([]chunk.Copyset, error) { return s.Copysets(pool), nil })
 	}
 	moved := set(1, 2)
-	moved.Primary, moved.Members[0].State = 2, chunk.Out
+	moved.Primary, moved.Members[0].Incarnation = 2, 3
 	do(t, f, Reconfigure{Pool: DefaultPool, Copysets: []chunk.Copyset{moved}})
 	want := []chunk.Copyset{set(0, 1), moved}
 	if diff := cmp.Diff(want, get(DefaultPool)); diff != "" {
