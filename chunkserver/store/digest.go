@@ -2,6 +2,7 @@ package store
 
 import (
 	"encoding/binary"
+	"math/bits"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 )
@@ -51,19 +52,22 @@ func (d digest) encode() (b [16]byte) {
 	return b
 }
 
-// toggle takes a block, as it is, into the sum of its layer, or out again. It
-// does nothing for a block that is absent.
-func (l *layer) toggle(block int) {
-	data, zero, sum := l.state(block)
-	if !data && !zero {
-		return
+// toggle takes what sums up some blocks into d, or out again.
+func (d *digest) toggle(some digest) {
+	d[0] ^= some[0]
+	d[1] ^= some[1]
+}
+
+// digest sums up those of some blocks of p, which is part i of its layer, that
+// are there.
+func (p *part) digest(i int, some uint64) (d digest) {
+	for m := p.has() & some; m != 0; m &= m - 1 {
+		in := bits.TrailingZeros64(m)
+		x := uint64(i*partBlocks+in)<<33 | p.zero>>in&1<<32 | uint64(p.sums[in])
+		d[0] ^= mix64(x)
+		d[1] ^= mix64(^x)
 	}
-	x := uint64(block)<<33 | uint64(sum)
-	if zero {
-		x |= 1 << 32
-	}
-	l.sum[0] ^= mix64(x)
-	l.sum[1] ^= mix64(^x)
+	return d
 }
 
 // summed computes the sum of a layer anew.

@@ -73,8 +73,8 @@ const (
 // checksum, and which are zeros that hide what lies below. The others are
 // absent: what lies below shows.
 type part struct {
-	data, zero uint64 // Invariant: no bit is in both
-	sums       [partBlocks]uint32
+	data, zero uint64             // Invariant: no bit is in both
+	sums       [partBlocks]uint32 // Invariant: 0 for blocks that are zeros
 }
 
 func (p *part) has() uint64 { return p.data | p.zero }
@@ -130,14 +130,11 @@ func (l *layer) put(i int, p *part) {
 // restore makes p, as it was saved, part i, which there is none of.
 func (l *layer) restore(i int, p *part) {
 	l.put(i, p)
-	for m := p.has(); m != 0; m &= m - 1 {
-		l.toggle(i*partBlocks + bits.TrailingZeros64(m))
-	}
+	l.sum.toggle(p.digest(i, p.has()))
 }
 
-// change returns the part of block, to be changed.
-func (l *layer) change(block int) *part {
-	i := block / partBlocks
+// change returns part i, to be changed.
+func (l *layer) change(i int) *part {
 	if l.parts[i] == nil {
 		l.put(i, new(part))
 	}
@@ -146,39 +143,52 @@ func (l *layer) change(block int) *part {
 }
 
 func (l *layer) setData(block int, sum uint32) {
-	p, bit := l.change(block), uint64(1)<<(block%partBlocks)
-	l.toggle(block)
+	i, bit := block/partBlocks, uint64(1)<<(block%partBlocks)
+	p := l.change(i)
+	l.sum.toggle(p.digest(i, bit))
 	p.data |= bit
 	p.zero &^= bit
 	p.sums[block%partBlocks] = sum
-	l.toggle(block)
+	l.sum.toggle(p.digest(i, bit))
 }
 
 func (l *layer) setZero(block int) {
-	p, bit := l.change(block), uint64(1)<<(block%partBlocks)
-	l.toggle(block)
+	i, bit := block/partBlocks, uint64(1)<<(block%partBlocks)
+	p := l.change(i)
+	l.sum.toggle(p.digest(i, bit))
 	p.zero |= bit
 	p.data &^= bit
 	p.sums[block%partBlocks] = 0
-	l.toggle(block)
+	l.sum.toggle(p.digest(i, bit))
 }
 
-// clear makes the blocks in mask of part i absent.
-func (l *layer) clear(i int, mask uint64) {
-	p := l.parts[i]
-	if p == nil || p.has()&mask == 0 {
-		return
-	}
-	l.dirty |= 1 << i
-	for m := p.has() & mask; m != 0; m &= m - 1 {
-		in := bits.TrailingZeros64(m)
-		l.toggle(i*partBlocks + in)
-		p.sums[in] = 0
-	}
-	p.data &^= mask
-	p.zero &^= mask
-	if p.has() == 0 {
-		l.put(i, nil)
+// keepOnly makes all other blocks absent.
+func (l *layer) keepOnly(keep *blockSet) {
+	left, gone := 0, 0
+	l.each(func(i int, p *part) {
+		n := bits.OnesCount64(p.has() & keep[i])
+		left, gone = left+n, gone+bits.OnesCount64(p.has())-n
+	})
+	afresh := left < gone // the sum is computed from the fewer
+	l.each(func(i int, p *part) {
+		out := p.has() &^ keep[i]
+		if out == 0 {
+			return
+		}
+		if !afresh {
+			l.sum.toggle(p.digest(i, out))
+		}
+		if out == p.has() {
+			l.put(i, nil)
+			l.dirty |= 1 << i
+			return
+		}
+		p = l.change(i)
+		p.data &^= out
+		p.zero &^= out
+	})
+	if afresh {
+		l.sum = l.summed()
 	}
 }
 

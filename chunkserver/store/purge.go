@@ -33,7 +33,8 @@ func (s *Store) purge(op *chunk.Op) error {
 		if keep == nil {
 			keep = new(blockSet)
 		}
-		s.keepOnly(l, keep)
+		l.each(func(i int, p *part) { s.freeLater(l.id, i, p.data&^keep[i]) })
+		l.keepOnly(keep)
 		sh.changed(c, l)
 	}
 	// No view that is left shows anything else now, but resolutions of views
@@ -73,14 +74,5 @@ func reach(c *column, lineage chunk.Lineage, reached map[*layer]*blockSet) {
 			set[i] |= p.has() & unresolved[i]
 			unresolved[i] &^= p.has()
 		})
-	})
-}
-
-// keepOnly makes the other blocks of l absent.
-func (s *Store) keepOnly(l *layer, keep *blockSet) {
-	l.each(func(i int, p *part) {
-		gone := p.has() &^ keep[i]
-		s.freeLater(l.id, i, p.data&gone)
-		l.clear(i, gone)
 	})
 }
