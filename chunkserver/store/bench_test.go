@@ -402,9 +402,9 @@ func hollow(b *testing.B, dir string, n uint32) {
 	s := mustOpen(b, dir, full())
 	c := s.cut()
 	var l layer
-	p := part{data: 1<<64 - 1}
+	p := &part{data: 1<<64 - 1}
 	for i := range parts {
-		l.restore(i, &p)
+		l.restore(i, p)
 	}
 	for index := range n {
 		id := layerID{chunk.Ref{Volume: 1, Index: index}, 1}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"math/bits"
 	"time"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
@@ -14,7 +15,7 @@ import (
 // A checkpoint lets the journal begin later. Its order is what crash safety
 // rests on:
 //
-//  1. cut: copy what has changed in memory, as of one place in the journal
+//  1. cut: collect what has changed in memory, as of one place in the journal
 //  2. sync the files of layers, and the directories in which files were made
 //  3. save the cut in one transaction: the commit point
 //  4. free the segments before the new beginning
@@ -69,6 +70,9 @@ func (s *Store) checkpoint() error {
 		sh := s.table.shard(column.ref.Index)
 		sh.mu.Lock()
 		column.saving = false
+		for _, l := range column.layers {
+			l.lent = 0
+		}
 		sh.mu.Unlock()
 	}
 	if err := s.journal.release(c.first); err != nil {
@@ -82,8 +86,8 @@ func (s *Store) checkpoint() error {
 	return s.free(c.needless)
 }
 
-// cut copies what has changed. Nothing is applied meanwhile, so it takes no
-// more than copying in memory.
+// cut collects what has changed. Nothing is applied meanwhile, so it only takes
+// hold of the parts: whoever changes one before it is saved makes a copy.
 func (s *Store) cut() *cut {
 	s.applying.Lock()
 	defer s.applying.Unlock()
@@ -103,20 +107,15 @@ func (s *shard) cut(c *cut) {
 	defer s.mu.Unlock()
 	for column := range s.dirty {
 		for _, l := range column.layers {
-			for i := range parts {
-				if l.dirty&(1<<i) == 0 {
-					continue
-				}
-				saved := savedPart{id: l.id, index: i}
-				if l.parts[i] != nil {
-					saved.part = *l.parts[i]
-				}
-				c.parts = append(c.parts, saved)
+			if l.dirty == 0 {
+				continue
 			}
-			if l.dirty != 0 {
-				c.layers = append(c.layers, savedLayer{l.id, l.empty(), l.sum})
+			for m := l.dirty; m != 0; m &= m - 1 {
+				i := bits.TrailingZeros64(m)
+				c.parts = append(c.parts, savedPart{l.id, i, l.parts[i]})
 			}
-			l.dirty = 0
+			c.layers = append(c.layers, savedLayer{l.id, l.empty(), l.sum})
+			l.lent, l.dirty = l.dirty, 0
 		}
 		column.saving = true
 		c.columns = append(c.columns, column)

@@ -86,6 +86,7 @@ type layer struct {
 	parts [parts]*part // nil if all blocks are absent
 	kept  uint64       // Invariant: the parts that are not nil
 	dirty uint64       // parts that differ from the database
+	lent  uint64       // parts that a cut refers to: replaced instead of changed
 	sum   digest       // Invariant: of all blocks that are there
 	size  int64        // as counted in shard.bytes
 }
@@ -135,9 +136,13 @@ func (l *layer) restore(i int, p *part) {
 
 // change returns part i, to be changed.
 func (l *layer) change(i int) *part {
-	if l.parts[i] == nil {
+	if p := l.parts[i]; p == nil {
 		l.put(i, new(part))
+	} else if l.lent&(1<<i) != 0 {
+		own := *p
+		l.put(i, &own)
 	}
+	l.lent &^= 1 << i
 	l.dirty |= 1 << i
 	return l.parts[i]
 }

@@ -86,7 +86,7 @@ type cut struct {
 type savedPart struct {
 	id    layerID
 	index int
-	part  part // all blocks absent: delete it
+	part  *part // nil: delete it
 }
 
 // savedLayer is the sum of a layer that has changed.
@@ -139,11 +139,10 @@ func (m *meta) save(c *cut) error {
 }
 
 func saveParts(bucket *bbolt.Bucket, parts []savedPart) error {
-	for i := range parts {
-		p := &parts[i]
+	for _, p := range parts {
 		key := append(layerKey(p.id), byte(p.index))
 		var err error
-		if p.part.has() == 0 {
+		if p.part == nil {
 			err = bucket.Delete(key)
 		} else {
 			err = bucket.Put(key, p.part.encode())

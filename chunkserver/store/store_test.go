@@ -297,6 +297,40 @@ func TestReadsWhileACheckpointSyncs(t *testing.T) {
 	must(t, <-done)
 }
 
+// A checkpoint saves the metadata as of its cut, whatever changes before it is
+// saved: the journal's records behind the cut are executed again.
+func TestChangesWhileACheckpointSyncs(t *testing.T) {
+	d := newDisk()
+	c := &client{Store: mustOpen(t, "", onDisk(d))}
+	for seq := range chunk.Seq(3) {
+		c.must(t, writeOp(ref10, seq+1, 0, filled(4, byte(seq))))
+	}
+	change := sync.OnceFunc(func() {
+		c.must(t, writeOp(ref10, 3, 1, filled(1, 11)))
+		c.must(t, writeOp(ref10, 3, 5, filled(1, 12)))
+		c.must(t, zeroOp(ref10, 3, 2, 1))
+		c.must(t, chunk.Op{Kind: chunk.OpPurge, Ref: ref10, Views: []*chunk.View{head(1)}, UpTo: 3})
+	})
+	d.before = func(op, name string) {
+		if strings.HasPrefix(name, layerDir) {
+			change()
+		}
+	}
+	must(t, c.Checkpoint(context.Background()))
+	d.kill(c.Store)
+	c.Store = mustOpen(t, "", onDisk(d))
+	p := c.mustRead(t, head(1), 0, 0, 6)
+	for block, want := range []byte{2, 11, 0, 2, 0, 12} {
+		if got := p[block*chunk.BlockSize]; got != want {
+			t.Errorf("block %d: %d, want %d", block, got, want)
+		}
+	}
+	if usage, err := c.Usage(); err != nil || usage.Used != 4*chunk.BlockSize {
+		t.Errorf("%d bytes are used, %v", usage.Used, err)
+	}
+	must(t, c.Check(context.Background(), func(f Finding) { t.Error(f) }))
+}
+
 // A read of what is resolved takes no memory: whoever reads much would pay for
 // collecting it.
 func TestReadsDoNotAllocate(t *testing.T) {
