@@ -23,7 +23,9 @@ type atlas struct {
 
 	newest   atomic.Pointer[wire.Map]
 	readings flight[*wire.Map]
-	mu       sync.Mutex // held to replace newest
+
+	mu       sync.Mutex    // held to replace what follows, and newest
+	replaced chan struct{} // closed when newest is replaced; nil while nobody waits for it
 }
 
 // read gets the leader's present map.
@@ -32,6 +34,11 @@ func (a *atlas) read(ctx context.Context) (*wire.Map, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read the map of copysets: %w", err)
 	}
+	return a.take(next)
+}
+
+// take makes next the newest map, but for copysets of which it knows less.
+func (a *atlas) take(next wire.Map) (*wire.Map, error) {
 	if n := len(next.Copysets); n == 0 || n&(n-1) != 0 {
 		return nil, fmt.Errorf("%w: the map has %d copysets", wire.ErrUnavailable, n)
 	}
@@ -49,7 +56,21 @@ func (a *atlas) read(ctx context.Context) (*wire.Map, error) {
 		}
 	}
 	a.newest.Store(&next)
+	if a.replaced != nil {
+		close(a.replaced)
+		a.replaced = nil
+	}
 	return &next, nil
+}
+
+// changed returns a channel that is closed when the newest map is replaced.
+func (a *atlas) changed() <-chan struct{} {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.replaced == nil {
+		a.replaced = make(chan struct{})
+	}
+	return a.replaced
 }
 
 // reread begins to read the map, or joins the reading under way.

@@ -3,6 +3,7 @@ package volume
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"math/rand/v2"
@@ -63,6 +64,46 @@ func TestUnansweredRequestIsRepeated(t *testing.T) {
 	}
 	c.setFault(once(hang))
 	write(t, v, pattern(1, 4096), 0)
+}
+
+// A chunkserver that has stopped answers nothing, but its connection lives.
+func TestUnansweredRequestMovesWithThePrimary(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 64*mib, chunk.Layout{})
+	s := c.session()
+	s.patience = backoff{least: time.Hour, most: time.Hour}
+	v, err := s.Attach(t.Context(), "/v", "", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := pattern(1, 4096)
+	write(t, v, p, 0) // so that there is a connection
+	stopped := c.set[chunk.Locate(testVolume, 0, copysets)].Primary
+	hung := make(chan struct{})
+	c.setFault(func(*chunk.Op) (fault, error) {
+		close(hung)
+		return hang, nil
+	})
+	written := make(chan error)
+	go func() { written <- v.WriteAt(t.Context(), p, 0) }()
+	<-hung
+	c.setFault(nil)
+	for id, set := range c.set {
+		if set.Primary == stopped {
+			c.move(id, stopped%3+1)
+		}
+	}
+	m, _ := c.readMap()
+	body, err := json.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.gateway.Tell(wire.KindMapped, body, nil)
+	if err := <-written; err != nil {
+		t.Error(err)
+	}
+	c.gateway.Tell(wire.KindMapped, []byte("{}"), nil) // is not taken in
+	write(t, v, p, 0)
 }
 
 func TestFollowsThePrimary(t *testing.T) {

@@ -225,6 +225,15 @@ func (l leaderCalls) Handle(r *wire.Request) {
 			v.attachment.end(errRevoked)
 			r.Go(func(ctx context.Context) { answer(r, v.attachment.emptied(ctx)) })
 		}
+	case wire.KindMapped:
+		var next wire.Map
+		err := json.Unmarshal(r.Payload, &next)
+		if err == nil {
+			err = l.s.learn(next)
+		}
+		if err != nil {
+			l.s.log.Error("the metadata leader sent a bad map", "err", err)
+		}
 	default:
 		wire.Deaf{}.Handle(r)
 	}

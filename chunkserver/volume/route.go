@@ -73,11 +73,14 @@ func (s *Session) primary(ctx context.Context, m *wire.Map, id chunk.CopysetID) 
 func (s *Session) awaitMap(ctx context.Context, a *attachment, m *wire.Map, id chunk.CopysetID, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
-	reading := s.atlas.reread(s.ctx, &s.run).done
-	for s.atlas.newest.Load().Copysets[id].Epoch == m.Copysets[id].Epoch {
+	s.atlas.reread(s.ctx, &s.run)
+	for {
+		changed := s.atlas.changed()
+		if s.atlas.newest.Load().Copysets[id].Epoch != m.Copysets[id].Epoch {
+			return
+		}
 		select {
-		case <-reading:
-			reading = nil
+		case <-changed:
 		case <-timer.C:
 			return
 		case <-ctx.Done():
@@ -86,4 +89,20 @@ func (s *Session) awaitMap(ctx context.Context, a *attachment, m *wire.Map, id c
 			return
 		}
 	}
+}
+
+// learn takes in a map that the leader sends when it has changed, and gives up
+// the connections to chunkservers that are the primary of nothing any more.
+// What they have not answered, as they have failed, is tried again elsewhere.
+func (s *Session) learn(next wire.Map) error {
+	m, err := s.atlas.take(next)
+	if err != nil {
+		return fmt.Errorf("take in the map of copysets: %w", err)
+	}
+	primaries := make(map[string]bool)
+	for _, c := range m.Copysets {
+		primaries[m.Peers[c.Primary]] = true
+	}
+	s.targets.retain(primaries)
+	return nil
 }

@@ -78,6 +78,17 @@ func (t *targets) connect(ctx context.Context, cluster, address string) (*wire.C
 	return conn, nil
 }
 
+// retain gives up the connections to all other addresses.
+func (t *targets) retain(addresses map[string]bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for address, to := range t.byAddress {
+		if conn := to.living(); conn != nil && !addresses[address] {
+			t.run.Go(conn.Close)
+		}
+	}
+}
+
 // living returns the connection if there is one that has not ended.
 func (t *target) living() *wire.Conn {
 	t.mu.Lock()

@@ -46,6 +46,7 @@ const (
 	KindPause   Kind = 48 // Pause -> empty, when no write is in flight
 	KindProceed Kind = 49 // Proceed -> empty
 	KindRevoke  Kind = 50 // Revoke -> empty, when nothing is in flight
+	KindMapped  Kind = 51 // Map, one-way: how it is from now on
 )
 
 // Register introduces a chunkserver's process to the leader.

@@ -3,6 +3,7 @@ package coordinator
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"slices"
@@ -46,7 +47,8 @@ func (t *term) keepCopysets(ctx context.Context) error {
 	return t.configure(ctx)
 }
 
-// refreshCopysets reads what copysets and chunkservers there are.
+// refreshCopysets reads what copysets and chunkservers there are, and tells
+// gateways when that has changed.
 func (t *term) refreshCopysets() error {
 	return t.node.ReadLocal(func(state *fsm.State) error {
 		copysets, addresses := state.Copysets(fsm.DefaultPool), make(map[chunk.NodeID]string)
@@ -55,9 +57,28 @@ func (t *term) refreshCopysets() error {
 		}
 		t.mu.Lock()
 		defer t.mu.Unlock()
+		same := maps.Equal(t.addresses, addresses) && slices.EqualFunc(t.copysets, copysets, func(a, b chunk.Copyset) bool { return a.Epoch == b.Epoch })
 		t.copysets, t.addresses = copysets, addresses
+		if !same {
+			for _, g := range t.gateways {
+				t.tellMap(g.conn)
+			}
+		}
 		return nil
 	})
+}
+
+// tellMap tells a gateway, if it is connected, where copysets are. mu must be
+// held.
+func (t *term) tellMap(conn *wire.Conn) {
+	if conn == nil || len(t.copysets) == 0 {
+		return
+	}
+	body, err := json.Marshal(wire.Map{Cluster: t.cluster.String(), Copysets: t.copysets, Peers: t.addresses})
+	if err != nil {
+		panic(fmt.Sprintf("coordinator: encode the map: %v", err)) // plain values only: can't fail
+	}
+	conn.Tell(wire.KindMapped, body, nil)
 }
 
 // place spreads a new pool over the chunkservers, all of which are empty.

@@ -56,6 +56,7 @@ func (t *term) meetGateway(conn *wire.Conn, session string) (*gateway, error) {
 		t.gateways[g.name] = g
 	}
 	g.conn, g.heard = conn, time.Now()
+	t.tellMap(conn)
 	return g, nil
 }
 
