@@ -161,9 +161,10 @@ func (f *files) dirtyFiles() int {
 	return len(f.dirty)
 }
 
-// syncers is the number of files that are synced at a time: the journal of
-// the file system below commits for all of them together.
-const syncers = 8
+// syncers is the number of files that are synced at a time. More would be done
+// sooner, as the file system's own journal commits for all of them together;
+// but whoever waits for a sync of our journal meanwhile would wait behind all.
+const syncers = 2
 
 // sync makes durable everything that was written before it was called.
 func (f *files) sync() error {
