@@ -26,13 +26,10 @@ const sector = 512
 // disk is a file system in memory that can lose its power: of what was not
 // synced then, any part survives, sector by sector, and of the operations on
 // a directory that were not synced, any number of the first.
-//
-// The database's file is kept apart and survives as it is: bbolt syncs it by
-// itself, and power is lost between its transactions only.
 type disk struct {
 	mu       sync.Mutex
 	dirs     map[string]*directory
-	database *os.File
+	database *database // nil if there is none
 	locked   bool
 	pages    int64 // allocated
 	capacity int64 // in pages; 0: no limit
@@ -40,7 +37,7 @@ type disk struct {
 	ops     int                   // that changed or synced something
 	offAt   int                   // op at which the power goes off; 0: never
 	off     bool                  // it has gone
-	failing string                // op and name of what fails from now on, see fault
+	failing string                // op and name of what fails, see fail
 	counts  map[string]int        // of operations, by kind and top directory: "sync journal"
 	before  func(op, name string) // called without locks before an operation; may be nil
 }
@@ -89,6 +86,9 @@ func (d *disk) fault(op, name string) error {
 	if d.failing != "" && strings.HasPrefix(op+" "+name, d.failing) {
 		return errFault
 	}
+	if d.database != nil {
+		d.database.settle()
+	}
 	return nil
 }
 
@@ -119,6 +119,12 @@ func (d *disk) lose(rng *rand.Rand) {
 			delete(d.dirs, name)
 		}
 	}
+	if d.database != nil {
+		var err error
+		if d.database, err = d.database.lose(rng); err != nil {
+			panic(err)
+		}
+	}
 	d.pages = 0
 	for node := range seen {
 		d.pages += int64(len(node.pages))
@@ -132,6 +138,25 @@ func (d *disk) killed() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.off, d.offAt, d.locked, d.failing = false, 0, false, ""
+}
+
+// fail lets the operations on names fail whose kind and name begin like that:
+// "sync journal". Of the database only all writes can: "write meta.db".
+func (d *disk) fail(failing string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if failing == "write "+metaFile {
+		d.database.seal()
+	} else {
+		d.failing = failing
+	}
+}
+
+// heal lets nothing fail any more.
+func (d *disk) heal() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.failing, d.database = "", d.database.unsealed()
 }
 
 func (f *inode) lose(rng *rand.Rand) {
@@ -366,17 +391,13 @@ func (d *disk) Database(name string) (*os.File, error) {
 		return nil, errPowerLoss
 	}
 	if d.database == nil {
-		fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+		db, err := newDatabase(name, nil)
 		if err != nil {
 			return nil, err
 		}
-		d.database = os.NewFile(uintptr(fd), name)
+		d.database = db
 	}
-	fd, err := unix.Dup(int(d.database.Fd()))
-	if err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), name), nil
+	return d.database.open()
 }
 
 type diskFile struct {

@@ -6,28 +6,32 @@ import (
 	"errors"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 )
 
 // After any failure of the disk nothing is acknowledged any more, every call
 // says why, and what was acknowledged is there after a restart.
 func TestFailureIsFinal(t *testing.T) {
-	for _, failing := range []string{"sync journal", "write journal", "write layers", "create layers", "sync layers", "syncdir layers"} {
+	for failing, fault := range map[string]error{
+		"sync journal": errFault, "write journal": errFault,
+		"write layers": errFault, "create layers": errFault, "sync layers": errFault, "syncdir layers": errFault,
+		"write meta.db": unix.EPERM,
+	} {
 		t.Run(failing, func(t *testing.T) {
 			t.Parallel()
 			d := newDisk()
 			s := mustOpen(t, "", onDisk(d))
 			c := &client{Store: s}
 			c.must(t, writeOp(ref10, 1, 0, filled(1, 1)))
-			d.mu.Lock()
-			d.failing = failing
-			d.mu.Unlock()
+			d.fail(failing)
 			err := c.do(writeOp(ref10, 2, 0, filled(1, 2)))
 			acked := err == nil
 			if acked {
 				err = s.Checkpoint(context.Background())
 			}
-			if !errors.Is(err, ErrStopped) || !errors.Is(err, errFault) {
+			if !errors.Is(err, ErrStopped) || !errors.Is(err, fault) {
 				t.Fatalf("error %v, want the fault as the end of the store", err)
 			}
 			select {
@@ -35,20 +39,19 @@ func TestFailureIsFinal(t *testing.T) {
 			default:
 				t.Error("Failed is not closed")
 			}
-			d.mu.Lock()
-			d.failing = ""
-			d.mu.Unlock()
+			d.fail("")
 			for what, err := range map[string]error{
 				"Err":        s.Err(),
 				"Append":     c.do(writeOp(ref10, 2, 0, filled(1, 3))),
 				"ReadAt":     s.ReadAt(head(1), ref10, make([]byte, chunk.BlockSize), 0),
 				"Checkpoint": s.Checkpoint(context.Background()),
 			} {
-				if !errors.Is(err, ErrStopped) || !errors.Is(err, errFault) {
+				if !errors.Is(err, ErrStopped) || !errors.Is(err, fault) {
 					t.Errorf("%s after the failure: %v", what, err)
 				}
 			}
 			d.kill(s)
+			d.heal()
 			c.Store = mustOpen(t, "", onDisk(d))
 			got := c.mustRead(t, head(1), 0, 0, 1)
 			if acked && got[0] != 2 || got[0] != 1 && got[0] != 2 {
