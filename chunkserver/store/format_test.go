@@ -34,8 +34,8 @@ func TestFormatFile(t *testing.T) {
 		change     func(b []byte)
 	}{
 		{"magic", "not that of a store", false, func(b []byte) { b[0] = 'X' }},
-		{"newer", "version 3, this program knows 2", false, func(b []byte) { b[8] = 3 }},
-		{"older", "version 1, this program knows 2", false, func(b []byte) { b[8] = 1 }},
+		{"newer", "version 4, this program knows 3", false, func(b []byte) { b[8] = 4 }},
+		{"older", "version 1, this program knows 3", false, func(b []byte) { b[8] = 1 }},
 		{"flipped bit", "damaged", true, func(b []byte) { b[20] ^= 1 }},
 		{"another store's journal", "another store", true, func(b []byte) { b[20] ^= 1; reseal(b) }},
 	} {
@@ -52,6 +52,60 @@ func TestFormatFile(t *testing.T) {
 				t.Errorf("error %v, want %q", err, test.want)
 			}
 		})
+	}
+}
+
+// Each file of a store is refused, by its name and with the reason, if it is
+// not what this store has written, and so is a file that is no store's.
+func TestForeignFilesAreRefused(t *testing.T) {
+	segment := segmentName(1)
+	for _, test := range []struct {
+		name, file, want string
+		damaged          bool
+		change           func(t *testing.T, name, other string)
+	}{
+		{"database of another store", metaFile, "belongs to another store", true, takeFrom},
+		{"database that is none", metaFile, "invalid database", false, overwrite(0, make([]byte, 16<<10))},
+		{"database of another version", metaFile, "version mismatch", false, overwrite(20, []byte{9}, chunk.BlockSize)},
+		{"empty database", metaFile, "is empty", true, truncate},
+		{"no database", metaFile, "is empty", true, remove},
+		{"segment of another store", segment, "belongs to another store", true, takeFrom},
+		{"segment that is none", segment, "is not a journal segment", true, overwrite(0, []byte("X"))},
+		{"segment of another version", segment, "version 9, this program knows 1", false, overwrite(8, []byte{9, 0, 0, 0, 1})},
+		{"segment with a damaged header", segment, "header of", true, overwrite(20, []byte{1, 2, 3})},
+		{"empty segment", segment, "0 bytes long", true, truncate},
+		{"no segment", segment, "is missing", true, remove},
+		{"another file in the journal", journalDir + "/holiday.jpg", "holiday.jpg is not a file of a store", false, overwrite(0, nil)},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			dir, other := t.TempDir(), t.TempDir()
+			must(t, mustOpen(t, dir, small).Close())
+			must(t, mustOpen(t, other, small).Close())
+			test.change(t, filepath.Join(dir, test.file), filepath.Join(other, test.file))
+			_, err := Open(dir, small)
+			if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(err.Error(), filepath.Base(test.file)) ||
+				errors.Is(err, ErrDamaged) != test.damaged {
+				t.Errorf("error %v, want %q of %s", err, test.want, test.file)
+			}
+		})
+	}
+}
+
+func takeFrom(t *testing.T, name, other string) { must(t, os.Rename(other, name)) }
+func truncate(t *testing.T, name, _ string)     { must(t, os.Truncate(name, 0)) }
+func remove(t *testing.T, name, _ string)       { must(t, os.Remove(name)) }
+
+// overwrite changes some bytes of a file at off, and again so much further.
+func overwrite(off int64, b []byte, further ...int64) func(t *testing.T, name, _ string) {
+	return func(t *testing.T, name, _ string) {
+		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+		must(t, err)
+		defer f.Close()
+		for _, more := range append(further, 0) {
+			_, err := f.WriteAt(b, off+more)
+			must(t, err)
+		}
 	}
 }
 
@@ -134,7 +188,7 @@ func TestFormatsDoNotChange(t *testing.T) {
 		what, want string
 		got        []byte
 	}{
-		{"format", "4c5353544f52450a0200000030237b2c010203000000000000000000000000000405060000000000000000000000000000001000000000000000000000000000", formatBytes},
+		{"format", "4c5353544f52450a0300000030237b2c010203000000000000000000000000000405060000000000000000000000000000001000000000000000000000000000", formatBytes},
 		{"segment", "4c534a4f55524e4c01000000d0cd6a430102030000000000000000000000000022110000000000000080000000000000", segmentBytes},
 		{"record", "4c53523101010000770000008800000011000000000000002200000033000000440000000000000055000000000000006600000000000000000000001b9b83cd", recordBytes},
 		{"key of a layer", "0000000000001111000000220000000000000033", layerKey(id)},

@@ -77,7 +77,7 @@ func inspect(fs *overlay) (*Inspection, error) {
 		return nil, fmt.Errorf("not a store: it has no file %q", formatFile)
 	}
 	var m *meta
-	if err := trusting(func() (err error) { m, err = openMeta(fs, true); return err }); err != nil {
+	if err := trusting(func() (err error) { m, err = openMeta(fs, f.store, true); return err }); err != nil {
 		return nil, err
 	}
 	s := newStore(Options{FS: fs}.withDefaults(""), f, m)

@@ -1,7 +1,9 @@
 package store
 
 import (
+	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"math/bits"
@@ -27,11 +29,15 @@ import (
 //	tokens    u32 copyset, u64 volume -> u64 attachment, u64 sequence number
 //	needless  u64 volume, u32 chunk, u64 seq
 //	            -> 64 x u64: blocks of the file to be freed, a word for each part, as above
-//	journal   "state" -> u64 first segment, u64 segment and u64 offset up to
+//	journal   "store" -> UUID of the store
+//	          "state" -> u64 first segment, u64 segment and u64 offset up to
 //	            which the rest of the database goes, u64 batch, u64 blocks with data
 //	          "scrub" -> i64 start of the search for damage, seconds since 1970, or 0,
 //	            u64 volume and u32 chunk where it goes on, volume 0 if it has ended
-type meta struct{ db *bbolt.DB }
+type meta struct {
+	db    *bbolt.DB
+	store uuid
+}
 
 const metaFile = "meta.db"
 
@@ -42,6 +48,7 @@ var (
 	bucketTokens   = []byte("tokens")
 	bucketNeedless = []byte("needless")
 	bucketJournal  = []byte("journal")
+	keyStore       = []byte("store")
 	keyState       = []byte("state")
 	keyScrub       = []byte("scrub")
 )
@@ -50,7 +57,7 @@ var (
 // beyond it waits for those who read.
 const metaMap = 1 << 30
 
-func openMeta(fs FS, readOnly bool) (*meta, error) {
+func openMeta(fs FS, store uuid, readOnly bool) (*meta, error) {
 	db, err := bbolt.Open(metaFile, 0o600, &bbolt.Options{
 		ReadOnly:        readOnly,
 		Timeout:         time.Second,
@@ -63,7 +70,7 @@ func openMeta(fs FS, readOnly bool) (*meta, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", metaFile, err)
 	}
-	return &meta{db}, nil
+	return &meta{db, store}, nil
 }
 
 func (m *meta) close() error { return m.db.Close() }
@@ -127,10 +134,11 @@ func (m *meta) save(c *cut) error {
 		for _, x := range []uint64{c.first, c.applied.segment, uint64(c.applied.off), c.batch, uint64(c.used)} {
 			b = binary.LittleEndian.AppendUint64(b, x)
 		}
-		if err := tx.Bucket(bucketJournal).Put(keyState, b); err != nil {
-			return err
-		}
-		return tx.Bucket(bucketJournal).Put(keyScrub, encodeScrub(c.scrub))
+		bucket := tx.Bucket(bucketJournal)
+		return errors.Join(
+			bucket.Put(keyStore, m.store[:]),
+			bucket.Put(keyState, b),
+			bucket.Put(keyScrub, encodeScrub(c.scrub)))
 	})
 	if err != nil {
 		return fmt.Errorf("save to %s: %w", metaFile, err)
@@ -235,6 +243,9 @@ func (m *meta) load() (*cut, error) {
 		bucket := tx.Bucket(bucketJournal)
 		if bucket == nil {
 			return fmt.Errorf("%w: %s is empty", ErrDamaged, metaFile)
+		}
+		if !bytes.Equal(bucket.Get(keyStore), m.store[:]) {
+			return fmt.Errorf("%w: %s belongs to another store", ErrDamaged, metaFile)
 		}
 		b := bucket.Get(keyState)
 		if len(b) != 40 {

@@ -155,10 +155,12 @@ func readSegment(file File, name string, store uuid, number uint64) ([]byte, err
 	}
 	le := binary.LittleEndian
 	switch {
-	case string(content[:8]) != segmentMagic || le.Uint32(content[12:]) != crc32.Checksum(content[16:48], castagnoli):
-		return nil, fmt.Errorf("%w: header of %s", ErrDamaged, name)
+	case string(content[:8]) != segmentMagic:
+		return nil, fmt.Errorf("%w: %s is not a journal segment", ErrDamaged, name)
 	case le.Uint32(content[8:]) != segmentVersion:
 		return nil, fmt.Errorf("%s has version %d, this program knows %d", name, le.Uint32(content[8:]), segmentVersion)
+	case le.Uint32(content[12:]) != crc32.Checksum(content[16:48], castagnoli):
+		return nil, fmt.Errorf("%w: header of %s", ErrDamaged, name)
 	case uuid(content[16:32]) != store || le.Uint64(content[32:]) != number || le.Uint64(content[40:]) != uint64(size):
 		return nil, fmt.Errorf("%w: %s belongs to another store or place", ErrDamaged, name)
 	}

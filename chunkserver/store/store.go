@@ -156,7 +156,7 @@ func open(opts Options) (*Store, error) {
 			return nil, fmt.Errorf("create: %w", err)
 		}
 	}
-	m, err := openMeta(opts.FS, false)
+	m, err := openMeta(opts.FS, f.store, false)
 	if err != nil {
 		return nil, err
 	}
@@ -199,7 +199,7 @@ func create(opts Options) (format, error) {
 	if err := segment.file.Close(); err != nil {
 		return format{}, err
 	}
-	m, err := openMeta(fs, false)
+	m, err := openMeta(fs, f.store, false)
 	if err != nil {
 		return format{}, err
 	}
