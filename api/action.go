@@ -42,6 +42,9 @@ var actions = map[string]action{
 	"GetCloneTasks":    getCloneTasks,
 	"GetCloneTaskList": getCloneTaskList,
 	"CleanCloneTask":   cleanCloneTask,
+
+	"ListChunkservers": listChunkservers,
+	"ListCopysets":     listCopysets,
 }
 
 // decode returns what a request wants to be done.

@@ -37,6 +37,8 @@ import (
 	"time"
 
 	"github.com/julienschmidt/httprouter"
+	"github.com/localsnap/localsnap/chunkserver/chunk"
+	"github.com/localsnap/localsnap/cluster"
 	"github.com/localsnap/localsnap/fsm"
 )
 
@@ -53,6 +55,10 @@ type Metadata interface {
 	// Leader tells whether this server leads, and else the address (host:port)
 	// at which the leader's users reach it, if one is known.
 	Leader() (apiAddress string, self, known bool)
+	// Presences returns the chunkservers that are connected to the leader.
+	Presences() (map[chunk.NodeID]cluster.Presence, error)
+	// Verify compares the copies of every copyset.
+	Verify(context.Context) (map[chunk.CopysetID]cluster.Verdict, error)
 }
 
 // Server serves users. Its fields are set before it is used; the zero value of

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/localsnap/localsnap/chunkserver/chunk"
 	"github.com/localsnap/localsnap/cluster"
 	"github.com/localsnap/localsnap/fsm"
 )
@@ -69,6 +70,14 @@ func (w *world) Do(_ context.Context, c fsm.Command) (any, error) {
 func (w *world) Read(_ context.Context, fn func(*fsm.State) error) error { return w.fsm.View(fn) }
 
 func (w *world) Leader() (string, bool, bool) { return "", true, true }
+
+func (w *world) Presences() (map[chunk.NodeID]cluster.Presence, error) {
+	return map[chunk.NodeID]cluster.Presence{1: {Silent: time.Millisecond, Used: 4096, Free: 8192}}, nil
+}
+
+func (w *world) Verify(context.Context) (map[chunk.CopysetID]cluster.Verdict, error) {
+	return map[chunk.CopysetID]cluster.Verdict{0: cluster.Identical}, nil
+}
 
 // must carries out a command that no request stands for.
 func (w *world) must(t testing.TB, c fsm.Command) any {
@@ -129,6 +138,14 @@ func (m *member) Leader() (string, bool, bool) {
 	defer m.mu.Unlock()
 	m.looks++
 	return m.leader, m.self, m.self || m.leader != ""
+}
+
+func (m *member) Presences() (map[chunk.NodeID]cluster.Presence, error) {
+	return nil, cluster.ErrNotLeader
+}
+
+func (m *member) Verify(context.Context) (map[chunk.CopysetID]cluster.Verdict, error) {
+	return nil, cluster.ErrNotLeader
 }
 
 // looked waits until the leader was looked for so many times.

@@ -133,6 +133,8 @@ func (h leaderCalls) Handle(r *wire.Request) {
 		wire.Answer(r, func(_ context.Context, req wire.Chunks) ([]uint32, error) {
 			return h.s.store.Chunks(req.Volumes)
 		})
+	case wire.KindDigest:
+		wire.Answer(r, h.s.digest)
 	case wire.KindSubmit:
 		h.s.submit(r)
 	default:

@@ -147,6 +147,15 @@ func (s *State) VolumeByID(id chunk.VolumeID) (Volume, error) {
 }
 
 // volume returns a volume that must exist, as something refers to it.
+// Roots returns the root of every volume that is not wholly purged.
+func (s *State) Roots() map[chunk.VolumeID]chunk.VolumeID {
+	roots := make(map[chunk.VolumeID]chunk.VolumeID)
+	for _, v := range all[Volume](s) {
+		roots[v.ID] = v.Root
+	}
+	return roots
+}
+
 func (s *State) volume(id chunk.VolumeID) Volume {
 	v, err := s.VolumeByID(id)
 	must(err)

@@ -90,6 +90,11 @@ func (c *Core) Serving() chunk.Epoch {
 	return c.config.Epoch
 }
 
+// End returns the end of the history, and whether it is durable.
+func (c *Core) End() (last chunk.LSN, durable bool) {
+	return c.tail.last(), c.durable == c.tail.last()
+}
+
 func (c *Core) configure(config chunk.Copyset) {
 	if config.Epoch < c.promised || config.Epoch <= c.config.Epoch {
 		return

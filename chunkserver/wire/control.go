@@ -31,6 +31,7 @@ const (
 	KindConfigure Kind = 24 // Configure -> empty
 	KindSeal      Kind = 25 // Seal -> []Sealed
 	KindChunks    Kind = 26 // Chunks -> []uint32
+	KindDigest    Kind = 27 // Digest -> []Digested
 
 	// From gateways to the metadata leader.
 	KindOpen    Kind = 32 // Open -> Opened
@@ -89,6 +90,23 @@ type Sealed struct {
 // Chunks asks which chunks hold layers of any of the volumes.
 type Chunks struct {
 	Volumes []chunk.VolumeID
+}
+
+// Digest asks what the copies of all copysets come to. Layers of volumes that
+// are not named do not count.
+type Digest struct {
+	Copysets int // of the pool
+	Roots    map[chunk.VolumeID]chunk.VolumeID
+}
+
+// Digested is a copy of a copyset. Two copies with equal histories are equal
+// if, but for chance, their sums are.
+type Digested struct {
+	Copyset chunk.CopysetID
+	LSN     chunk.LSN // of the last operation
+	Settled bool      // all operations are in the sum, and no others
+	Layers  int
+	Sum     [16]byte
 }
 
 // Open asks for a volume's head, or for a snapshot of it. In Stat it only

@@ -26,6 +26,9 @@ type chunkserver struct {
 	// What follows is guarded by term.mu.
 	node fsm.Node                        // zero until registered
 	told map[chunk.CopysetID]chunk.Epoch // configurations that it has confirmed
+
+	heard time.Time      // when it last gave a sign of life
+	usage wire.Heartbeat // as of then
 }
 
 // Handle answers what the chunkserver asks.
@@ -34,10 +37,17 @@ func (s *chunkserver) Handle(r *wire.Request) {
 	case wire.KindRegister:
 		wire.Answer(r, s.register)
 	case wire.KindHeartbeat:
-		wire.Answer(r, func(context.Context, wire.Heartbeat) (struct{}, error) { return struct{}{}, nil })
+		wire.Answer(r, s.heartbeat)
 	default:
 		wire.Deaf{}.Handle(r)
 	}
+}
+
+func (s *chunkserver) heartbeat(_ context.Context, usage wire.Heartbeat) (struct{}, error) {
+	s.term.mu.Lock()
+	defer s.term.mu.Unlock()
+	s.heard, s.usage = time.Now(), usage
+	return struct{}{}, nil
 }
 
 // Closed ends the session.
@@ -69,7 +79,7 @@ func (s *chunkserver) register(ctx context.Context, req wire.Register) (wire.Reg
 	}
 	node := value.(fsm.Node)
 	t.mu.Lock()
-	s.node = node
+	s.node, s.heard = node, time.Now()
 	t.chunkservers[node.ID] = s
 	t.mu.Unlock()
 	t.log.Info("chunkserver registered", "node", node.ID, "address", node.Address)

@@ -11,6 +11,11 @@ import (
 )
 
 type chunkserverCmd struct {
+	Serve chunkserverServe `cmd:"" default:"withargs" help:"Run one chunkserver, which keeps copies of the data."`
+	List  chunkserverList  `cmd:"" help:"List the chunkservers of a cluster, and how they are."`
+}
+
+type chunkserverServe struct {
 	Data     string       `required:"" placeholder:"DIR" help:"Directory for the chunks."`
 	Listen   hostPort     `required:"" placeholder:"HOST:PORT" help:"Where gateways and other chunkservers reach this one."`
 	Servers  []apiAddress `required:"" placeholder:"HOST:PORT,..." help:"Metadata servers, by the addresses at which users reach them."`
@@ -18,13 +23,13 @@ type chunkserverCmd struct {
 	LogLevel slog.Level   `default:"info" help:"Least level that is logged: debug, info, warn or error."`
 }
 
-func (*chunkserverCmd) Help() string {
+func (*chunkserverServe) Help() string {
 	return `A cluster needs three chunkservers, as all data is kept in three copies. For example:
 
   localsnap chunkserver --data ./c1 --listen 127.0.0.1:5585 --servers 127.0.0.1:5555,127.0.0.1:5556,127.0.0.1:5557`
 }
 
-func (c *chunkserverCmd) Run(ctx context.Context) error {
+func (c *chunkserverServe) Run(ctx context.Context) error {
 	if !c.Listen.reachable() {
 		return fmt.Errorf("--listen %s: say the host and port at which others reach this chunkserver", c.Listen)
 	}

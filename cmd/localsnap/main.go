@@ -50,10 +50,11 @@ type commands struct {
 	Snapshot snapshotCmd `cmd:"" help:"Take and delete snapshots, and go back to them."`
 	Clone    cloneCmd    `cmd:"" help:"Make volumes from snapshots, and flatten them."`
 	Task     taskCmd     `cmd:"" help:"Look at clones and rollbacks under way."`
+	Copyset  copysetCmd  `cmd:"" help:"Look at the copies of the data, and compare them."`
 
 	Dev         devCmd         `cmd:"" help:"Run a whole cluster in this process, on this machine, to try it out."`
 	Server      serverCmd      `cmd:"" help:"Run one metadata server."`
-	Chunkserver chunkserverCmd `cmd:"" help:"Run one chunkserver, which keeps copies of the data."`
+	Chunkserver chunkserverCmd `cmd:"" help:"Run one chunkserver, which keeps copies of the data, or list them."`
 	Gateway     gatewayCmd     `cmd:"" help:"Run one gateway, which exports volumes over NBD."`
 
 	Store storeCmd `cmd:"" help:"Look into the directory of a stopped chunkserver."`

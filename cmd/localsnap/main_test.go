@@ -69,7 +69,7 @@ func TestParse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"127.0.0.1:21", "127.0.0.1:22"}, controls(c.Chunkserver.Servers)); diff != "" {
+	if diff := cmp.Diff([]string{"127.0.0.1:21", "127.0.0.1:22"}, controls(c.Chunkserver.Serve.Servers)); diff != "" {
 		t.Error(diff)
 	}
 }
