@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -328,6 +329,68 @@ func TestAppendBlocksWhileTheQueueIsFull(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// While checkpoints don't get on, the journal grows to a bound, and what would
+// go beyond that waits.
+func TestJournalIsBounded(t *testing.T) {
+	d := newDisk()
+	syncing, proceed := make(chan struct{}, 100), make(chan struct{})
+	d.before = func(op, name string) {
+		if strings.HasPrefix(name, layerDir) {
+			syncing <- struct{}{}
+			<-proceed
+		}
+	}
+	opts := onDisk(d)
+	opts.SegmentBytes, opts.CheckpointBytes = 64<<10, 256<<10
+	c := &client{Store: mustOpen(t, "", opts)}
+	release := sync.OnceFunc(func() { close(proceed) })
+	t.Cleanup(release) // before the store is closed
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	done := make(chan error, 1)
+	write := func() error {
+		e := chunk.Entry{LSN: c.lsn + 1, Commit: c.lsn, Op: writeOp(ref10, 1, int(c.lsn%64), filled(1, byte(c.lsn)))}
+		if err := c.Append(ctx, []chunk.Entry{e}, func(err error) { done <- err }); err != nil {
+			return err
+		}
+		c.lsn++
+		return <-done
+	}
+	const most = 10000 // more than 40 MiB
+	go func() {
+		<-syncing
+		for held := false; !held && ctx.Err() == nil; time.Sleep(time.Millisecond) {
+			c.journal.queue.mu.Lock()
+			held = c.journal.queue.held
+			c.journal.queue.mu.Unlock()
+		}
+		cancel() // what waits gives up
+	}()
+	var err error
+	for err == nil && c.lsn < most {
+		err = write()
+	}
+	cancel()
+	if !errors.Is(err, context.Canceled) {
+		t.Fatalf("after %d writes: %v", c.lsn, err)
+	}
+	names, err := d.List(journalDir)
+	must(t, err)
+	if size := int64(len(names)) * opts.SegmentBytes; size > 2*c.maxBacklog() {
+		t.Errorf("the journal has grown to %d bytes, a checkpoint is due every %d", size, opts.CheckpointBytes)
+	}
+	release()
+	ctx = t.Context()
+	for range 1000 {
+		must(t, write())
+	}
+	names, err = d.List(journalDir)
+	must(t, err)
+	if size := int64(len(names)) * opts.SegmentBytes; size > 2*c.maxBacklog() {
+		t.Errorf("the journal has %d bytes after checkpoints have got on", size)
 	}
 }
 
