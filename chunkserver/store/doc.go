@@ -67,7 +67,9 @@
 //     ends before what they know to be committed.
 //   - Tokens of volumes are kept for good, also when the volume is purged.
 //   - Data is written twice, to the journal and to its layer, also where it
-//     fills a new volume in sequence.
+//     fills a new volume in sequence. Writing it to the layer at once would
+//     halve that, but a file that grows takes so long to sync that on ext4 the
+//     acknowledgement of 64 KiB would come 2.6 times as late, of 4 MiB 1.3 times.
 //   - A purge of a chunk is one step, as long as that takes: some milliseconds
 //     with a thousand snapshots.
 package store
