@@ -395,9 +395,9 @@ func benchmarkReadSequential(b *testing.B, cold bool) {
 	}.run(b)
 }
 
-// hollow makes a store in dir whose database knows n full chunks of volume 1,
-// without the blocks.
-func hollow(b *testing.B, dir string, n uint32) {
+// hollow makes a store in dir whose database knows n chunks of volume 1 with so
+// many full layers each, without the blocks.
+func hollow(b *testing.B, dir string, n uint32, layers chunk.Seq) {
 	b.Helper()
 	s := mustOpen(b, dir, full())
 	c := s.cut()
@@ -407,12 +407,14 @@ func hollow(b *testing.B, dir string, n uint32) {
 		l.restore(i, p)
 	}
 	for index := range n {
-		id := layerID{chunk.Ref{Volume: 1, Index: index}, 1}
-		c.layers = append(c.layers, savedLayer{id: id, sum: l.sum})
-		for i := range parts {
-			c.parts = append(c.parts, savedPart{id, i, p})
+		for seq := range layers {
+			id := layerID{chunk.Ref{Volume: 1, Index: index}, seq + 1}
+			c.layers = append(c.layers, savedLayer{id: id, sum: l.sum})
+			for i := range parts {
+				c.parts = append(c.parts, savedPart{id, i, p})
+			}
 		}
-		if len(c.layers) == 1024 || index == n-1 {
+		if len(c.layers) >= 1024 || index == n-1 {
 			must(b, s.meta.save(c))
 			c.parts, c.layers = c.parts[:0], c.layers[:0]
 		}
@@ -428,7 +430,7 @@ func BenchmarkStore(b *testing.B) {
 	b.Run("start with 1 TiB of layers", func(b *testing.B) {
 		if dir == "" {
 			dir = shared.TempDir()
-			hollow(b, dir, 1<<40/chunk.Size)
+			hollow(b, dir, 1<<40/chunk.Size, 1)
 		}
 		b.ResetTimer()
 		for range b.N {
@@ -453,6 +455,22 @@ func BenchmarkStore(b *testing.B) {
 		b.ReportMetric(float64(heap()-empty)/float64(opts.CacheBytes), "x-of-cache-budget")
 		b.ReportMetric(1.1, "limit")
 		runtime.KeepAlive(s)
+	})
+	b.Run("purge of one of 1000 snapshots of a chunk", func(b *testing.B) {
+		const n = 1000
+		dir := b.TempDir()
+		hollow(b, dir, 1, n)
+		c := &client{Store: mustOpen(b, dir, full())}
+		var views []*chunk.View
+		for seq := chunk.Seq(1); seq <= n; seq++ {
+			views = append(views, chunk.NewView(1, chunk.NewLineage().Freeze(seq), nil))
+		}
+		b.ResetTimer()
+		for i := range b.N {
+			c.must(b, chunk.Op{Kind: chunk.OpPurge, Ref: ref10, Views: views[1+i%(n/2):], UpTo: n})
+		}
+		b.ReportMetric(b.Elapsed().Seconds()/float64(b.N)/5e-3, "x-of-5-milliseconds")
+		b.ReportMetric(1, "limit")
 	})
 }
 
