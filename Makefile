@@ -51,6 +51,7 @@ chaos: ## long random runs: the protocol's simulator and its mutants, the store'
 	$(GO) test -timeout 60m ./chunkserver/replica -run 'TestSim|TestMutants' -seeds 200000 -mutants
 	$(GO) test -timeout 60m ./chunkserver/store -run 'TestRandomHistories|TestKilledProcess' -histories 10000 -kills 50
 	$(GO) test -timeout 60m ./cmd/localsnap -run 'TestRandomStories|TestJobsOutliveLeaders' -stories 100 -story-steps 300 -depositions 100
+	$(GO) test -timeout 60m ./integration -run TestKilledLeader -leader-kills 50
 
 bench: ## run the benchmarks, and tell in one table what is reached beside plain files in the same run
 	$(GO) run ./integration/figures -timeout 30m ./...

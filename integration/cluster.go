@@ -122,8 +122,11 @@ func (c *Cluster) URI(export string) string {
 // Image names an export to QEMU's programs, which would drop all leading
 // slashes of a URI's path.
 func (c *Cluster) Image(export string) string {
-	return fmt.Sprintf(`json:{"driver":"raw","file":{"driver":"nbd","export":%q,"server":{"type":"unix","path":%q}}}`,
-		export, filepath.Join(c.dir, "nbd.sock"))
+	return nbdImage(export, filepath.Join(c.dir, "nbd.sock"))
+}
+
+func nbdImage(export, socket string) string {
+	return fmt.Sprintf(`json:{"driver":"raw","file":{"driver":"nbd","export":%q,"server":{"type":"unix","path":%q}}}`, export, socket)
 }
 
 // SocketURI names an export as URI does, on the gateway's unix socket.
