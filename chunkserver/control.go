@@ -153,11 +153,11 @@ func (s *Server) awaitJoin(ctx context.Context) error {
 	}
 }
 
-// configure returns when every copyset named has taken in its configuration.
-// They do so at the same time, to share the store's syncs.
-func (s *Server) configure(ctx context.Context, req wire.Configure) (struct{}, error) {
+// configure returns when every copyset named has taken in its configuration, or
+// has promised not to. They do so at the same time, to share the store's syncs.
+func (s *Server) configure(ctx context.Context, req wire.Configure) (done wire.Configured, err error) {
 	if err := s.awaitJoin(ctx); err != nil {
-		return struct{}{}, err
+		return done, err
 	}
 	s.meet(req.Peers)
 	errs := make([]error, len(req.Copysets))
@@ -166,7 +166,12 @@ func (s *Server) configure(ctx context.Context, req wire.Configure) (struct{}, e
 		all.Go(func() { errs[i] = s.copyset(config.ID).step(replica.Configure{Config: config}) })
 	}
 	all.Wait()
-	return struct{}{}, errors.Join(errs...)
+	for _, config := range req.Copysets {
+		if s.copyset(config.ID).promised() > config.Epoch {
+			done.Sealed = append(done.Sealed, config.ID)
+		}
+	}
+	return done, errors.Join(errs...)
 }
 
 // seal returns the ends of all histories named, or an error if any copyset

@@ -94,6 +94,13 @@ func (c *copyset) ask(request func(replica.Ticket) replica.Event, answer func(re
 	c.carryOut(c.core.Step(request(c.last)))
 }
 
+// promised is the epoch below which everything is refused.
+func (c *copyset) promised() chunk.Epoch {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.core.Promised()
+}
+
 // linked changes over to a new connection to a peer.
 func (c *copyset) linked(node chunk.NodeID, conn *wire.Conn) {
 	c.mu.Lock()

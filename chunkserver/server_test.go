@@ -298,6 +298,12 @@ func TestSeal(t *testing.T) {
 	if _, err := cell.seal(1, map[chunk.CopysetID]chunk.Epoch{0: 3, 1: 4}); !errors.Is(err, chunk.ErrStaleEpoch) {
 		t.Fatalf("seal below what is promised: %v", err)
 	}
+	// The next leader learns of it when it configures what it knows.
+	var done wire.Configured
+	req := wire.Configure{Copysets: []chunk.Copyset{cell.config(0, 1, 1), cell.config(1, 5, 1)}}
+	if err := cell.ask(1, wire.KindConfigure, req, &done); err != nil || !slices.Equal(done.Sealed, []chunk.CopysetID{0}) {
+		t.Fatalf("configured after a seal: %v, %v", done.Sealed, err)
+	}
 }
 
 // Writes that are under way when all connections between the members break

@@ -95,6 +95,9 @@ func (c *Core) End() (last chunk.LSN, durable bool) {
 	return c.tail.last(), c.durable == c.tail.last()
 }
 
+// Promised returns the epoch below which the copyset refuses everything here.
+func (c *Core) Promised() chunk.Epoch { return c.promised }
+
 func (c *Core) configure(config chunk.Copyset) {
 	if config.Epoch < c.promised || config.Epoch <= c.config.Epoch {
 		return

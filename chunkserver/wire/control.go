@@ -28,7 +28,7 @@ const (
 	KindHeartbeat Kind = 17 // Heartbeat -> empty
 
 	// From the metadata leader to chunkservers.
-	KindConfigure Kind = 24 // Configure -> empty
+	KindConfigure Kind = 24 // Configure -> Configured
 	KindSeal      Kind = 25 // Seal -> []Sealed
 	KindChunks    Kind = 26 // Chunks -> []uint32
 	KindDigest    Kind = 27 // Digest -> []Digested
@@ -72,6 +72,12 @@ type Heartbeat struct {
 type Configure struct {
 	Copysets []chunk.Copyset
 	Peers    map[chunk.NodeID]string // addresses of the members
+}
+
+// Configured names the copysets that have promised to refuse the epochs of
+// these configurations: they wait for later ones.
+type Configured struct {
+	Sealed []chunk.CopysetID
 }
 
 // Seal asks a member to refuse, for good, everything of an epoch below the

@@ -24,15 +24,15 @@ type chunkserver struct {
 	conn *wire.Conn
 
 	// What follows is guarded by term.mu.
-	node fsm.Node                        // zero until registered
-	told map[chunk.CopysetID]chunk.Epoch // configurations that it has confirmed
-
-	heard time.Time      // when it last gave a sign of life
-	usage wire.Heartbeat // as of then
+	node    fsm.Node                        // zero until registered
+	told    map[chunk.CopysetID]chunk.Epoch // configurations that it has confirmed
+	telling bool                            // it is being told others
+	usage   wire.Heartbeat                  // of its last sign of life
 }
 
 // Handle answers what the chunkserver asks.
 func (s *chunkserver) Handle(r *wire.Request) {
+	s.term.hear(s)
 	switch r.Kind {
 	case wire.KindRegister:
 		wire.Answer(r, s.register)
@@ -46,7 +46,7 @@ func (s *chunkserver) Handle(r *wire.Request) {
 func (s *chunkserver) heartbeat(_ context.Context, usage wire.Heartbeat) (struct{}, error) {
 	s.term.mu.Lock()
 	defer s.term.mu.Unlock()
-	s.heard, s.usage = time.Now(), usage
+	s.usage = usage
 	return struct{}{}, nil
 }
 
@@ -62,6 +62,16 @@ func (s *chunkserver) Closed(conn *wire.Conn, err error) {
 	t.mu.Unlock()
 	if known {
 		t.log.Info("lost chunkserver", "node", s.node.ID, "address", s.node.Address, "err", err)
+		t.ring()
+	}
+}
+
+// hear notes that a chunkserver has said something.
+func (t *term) hear(s *chunkserver) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if s.node.ID != 0 {
+		t.heard[s.node.ID] = time.Now()
 	}
 }
 
@@ -79,8 +89,9 @@ func (s *chunkserver) register(ctx context.Context, req wire.Register) (wire.Reg
 	}
 	node := value.(fsm.Node)
 	t.mu.Lock()
-	s.node, s.heard = node, time.Now()
+	s.node = node
 	t.chunkservers[node.ID] = s
+	t.heard[node.ID] = time.Now()
 	t.mu.Unlock()
 	t.log.Info("chunkserver registered", "node", node.ID, "address", node.Address)
 	t.ring()
@@ -142,8 +153,13 @@ func (t *term) fence(ctx context.Context, a fsm.Attachment) error {
 func (t *term) chunks(ctx context.Context, volumes []chunk.VolumeID) ([]uint32, error) {
 	t.mu.Lock()
 	var asked []*chunkserver
-	for _, s := range t.chunkservers {
-		asked = append(asked, s)
+	for id, s := range t.chunkservers {
+		if slices.ContainsFunc(t.copysets, func(c chunk.Copyset) bool {
+			m := c.Member(id)
+			return m != nil && m.State == chunk.InSync
+		}) {
+			asked = append(asked, s)
+		}
 	}
 	uncovered := slices.IndexFunc(t.copysets, func(c chunk.Copyset) bool {
 		return !slices.ContainsFunc(c.Members, func(m chunk.Member) bool {

@@ -23,15 +23,28 @@
 //     resumed its attachment, which voids the command if it comes later.
 //   - An attachment whose gateway is gone ends only after every copyset refuses
 //     its token; one that was given back has nothing in flight.
-//   - A copyset gets a new configuration only after all its in-sync members have
-//     sealed the old one, and its primary is the one with the longest history.
+//   - A member in sync is out of the configuration before anything is acknowledged
+//     without it. Where the primary does not simply go on, those in sync under the
+//     new configuration have sealed the old one, and the longest history leads.
+//
+// # Failure of a chunkserver
+//
+// One that has said nothing for long, counted from the beginning of the term at
+// the earliest, is given up (watch.go). What follows from that is a pure function
+// (decide.go). Its decisions are committed, for all copysets at a time, if the
+// state is still what they were made on; members and gateways are told then. A
+// leader that fails in between leaves nothing behind but promises, which members
+// mention when the next one configures them.
 //
 // # Limits
 //
-// A copyset waits for all of its members: one that stays away is not replaced.
+// A chunkserver that was given up is neither taken back nor replaced. A copyset
+// waits for a member that is away until that is given up, and for one of its
+// last two in any case.
 package coordinator
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -48,12 +61,21 @@ import (
 type Config struct {
 	Node *cluster.Node
 	Log  *slog.Logger
+
+	// Patience is how long a chunkserver may be away before its copysets go
+	// on without it, if two copies are left: DefaultPatience.
+	Patience time.Duration
 }
+
+// DefaultPatience is longer than a machine takes to restart: a chunkserver
+// that was given up has lost its part in the copies.
+const DefaultPatience = 10 * time.Minute
 
 // Coordinator is this server's part in leading the cluster. Its methods may be
 // called at any time; while the server does not lead they refuse with
 // cluster.ErrNotLeader.
 type Coordinator struct {
+	cfg  Config
 	node *cluster.Node
 	log  *slog.Logger
 
@@ -63,7 +85,8 @@ type Coordinator struct {
 
 // New returns a coordinator, which Run sets going.
 func New(cfg Config) *Coordinator {
-	return &Coordinator{node: cfg.Node, log: cfg.Log}
+	cfg.Patience = cmp.Or(cfg.Patience, DefaultPatience)
+	return &Coordinator{cfg: cfg, node: cfg.Node, log: cfg.Log}
 }
 
 // Run serves chunkservers and gateways on control, and leads whenever this
@@ -85,13 +108,13 @@ func (c *Coordinator) Run(ctx context.Context, control net.Listener) error {
 
 // lead runs one term.
 func (c *Coordinator) lead(ctx context.Context) {
-	t, err := newTerm(ctx, c.node, c.log)
+	t, err := newTerm(ctx, c.cfg)
 	for err != nil {
 		c.log.Warn("can't begin to lead, trying again", "err", err)
 		if !wait(ctx, time.Second) {
 			return
 		}
-		t, err = newTerm(ctx, c.node, c.log)
+		t, err = newTerm(ctx, c.cfg)
 	}
 	c.setTerm(t)
 	t.run()

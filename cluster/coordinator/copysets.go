@@ -1,7 +1,6 @@
 package coordinator
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -21,30 +20,42 @@ const (
 	poolSize = 64
 )
 
-// keepCopysets makes the pool when there are chunkservers for it, gives a new
-// configuration to copysets with a member whose process was replaced, and
-// tells members what they have not confirmed.
+// keepCopysets makes the pool when there are chunkservers for it, gives new
+// configurations to copysets whose members have failed or were replaced by
+// other processes, and tells members what they have not confirmed.
 func (t *term) keepCopysets(ctx context.Context) error {
 	if err := t.refreshCopysets(); err != nil {
 		return err
 	}
 	t.mu.Lock()
-	configs, present := t.copysets, maps.Clone(t.chunkservers)
+	configs := t.copysets
 	t.mu.Unlock()
 	if len(configs) == 0 {
-		if len(present) < copies {
-			return fmt.Errorf("%d of %d chunkservers have registered", len(present), copies)
-		}
-		if _, err := t.node.Apply(ctx, fsm.CreatePool{Name: fsm.DefaultPool, Copysets: place(present)}); err != nil {
-			return fmt.Errorf("make the pool: %w", err)
-		}
-	} else if err := t.reconfigure(ctx, configs, present); err != nil {
-		return err
+		return t.makePool(ctx)
+	}
+	t.configure()
+	o := outlook{nodes: t.look()}
+	t.mu.Lock()
+	o.sealed = maps.Clone(t.sealed)
+	t.mu.Unlock()
+	return t.reconfigure(ctx, configs, o)
+}
+
+func (t *term) makePool(ctx context.Context) error {
+	t.mu.Lock()
+	sessions := maps.Clone(t.chunkservers)
+	t.mu.Unlock()
+	if len(sessions) < copies {
+		return fmt.Errorf("%d of %d chunkservers have registered", len(sessions), copies)
+	}
+	if _, err := t.node.Apply(ctx, fsm.CreatePool{Name: fsm.DefaultPool, Copysets: place(sessions)}); err != nil {
+		return fmt.Errorf("make the pool: %w", err)
 	}
 	if err := t.refreshCopysets(); err != nil {
 		return err
 	}
-	return t.configure(ctx)
+	t.configure()
+	return nil
 }
 
 // refreshCopysets reads what copysets and chunkservers there are, and tells
@@ -97,56 +108,58 @@ func place(present map[chunk.NodeID]*chunkserver) []chunk.Copyset {
 	return pool
 }
 
-// reconfigure begins a new epoch of each copyset with a member that runs in
-// another process than its configuration says. All its in-sync members have to
-// be there.
-func (t *term) reconfigure(ctx context.Context, configs []chunk.Copyset, present map[chunk.NodeID]*chunkserver) error {
-	var changing []chunk.Copyset
-	epochs := make(map[chunk.NodeID]map[chunk.CopysetID]chunk.Epoch) // to seal, by member
+// reconfigure commits what there is to decide on copysets.
+func (t *term) reconfigure(ctx context.Context, configs []chunk.Copyset, o outlook) error {
+	var next []chunk.Copyset
+	var sealing []change
+	waiting := 0
 	for _, config := range configs {
-		if !restarted(config, present) {
-			continue
-		}
-		changing = append(changing, config)
-		for _, m := range inSync(config) {
-			if epochs[m.Node] == nil {
-				epochs[m.Node] = make(map[chunk.CopysetID]chunk.Epoch)
-			}
-			epochs[m.Node][config.ID] = config.Epoch + 1
+		c, ok := o.decide(config)
+		switch {
+		case ok && c.seal:
+			sealing = append(sealing, c)
+		case ok:
+			next = append(next, c.goOn(o.nodes))
+		case len(c.staying) < c.least:
+			waiting++
 		}
 	}
-	if len(changing) == 0 {
-		return nil
+	if waiting != t.waiting {
+		t.waiting = waiting
+		t.log.Warn("copysets that wait for a chunkserver, as they have too few copies without it", "copysets", waiting)
 	}
-	sealed, err := t.seal(ctx, epochs, present)
+	if err := t.commit(ctx, next); err != nil {
+		return err
+	}
+	ends, err := t.seal(ctx, sealing)
 	if err != nil {
 		return err
 	}
-	for i, config := range changing {
-		changing[i] = succeed(config, present, sealed)
-	}
-	if _, err := t.node.Apply(ctx, fsm.Reconfigure{Pool: fsm.DefaultPool, Copysets: changing}); err != nil {
-		return fmt.Errorf("configure %d copysets: %w", len(changing), err)
-	}
-	t.log.Info("configured copysets anew", "copysets", len(changing))
-	return nil
-}
-
-// restarted reports whether a copyset needs, and can get, a new epoch.
-func restarted(config chunk.Copyset, present map[chunk.NodeID]*chunkserver) bool {
-	changed := false
-	for _, m := range inSync(config) {
-		s := present[m.Node]
-		if s == nil {
-			return false
+	next = nil
+	for _, c := range sealing {
+		config, ok := c.succeed(ends, o.nodes)
+		if !ok {
+			return fmt.Errorf("%w: copyset %d was not sealed by all members", wire.ErrUnavailable, c.config.ID)
 		}
-		changed = changed || s.node.Incarnation != m.Incarnation
+		next = append(next, config)
 	}
-	return changed
+	return t.commit(ctx, next)
 }
 
-func inSync(config chunk.Copyset) []chunk.Member {
-	return slices.DeleteFunc(slices.Clone(config.Members), func(m chunk.Member) bool { return m.State != chunk.InSync })
+// commit makes configurations the present ones.
+func (t *term) commit(ctx context.Context, configs []chunk.Copyset) error {
+	if len(configs) == 0 {
+		return nil
+	}
+	if _, err := t.node.Apply(ctx, fsm.Reconfigure{Pool: fsm.DefaultPool, Copysets: configs}); err != nil {
+		return fmt.Errorf("configure %d copysets: %w", len(configs), err)
+	}
+	t.log.Info("configured copysets anew", "copysets", len(configs))
+	if err := t.refreshCopysets(); err != nil {
+		return err
+	}
+	t.configure()
+	return nil
 }
 
 // history is where a member's history of a copyset ends.
@@ -155,87 +168,96 @@ type history struct {
 	copyset chunk.CopysetID
 }
 
-// seal has members promise to refuse smaller epochs, and returns how far the
-// history of each reaches.
-func (t *term) seal(ctx context.Context, epochs map[chunk.NodeID]map[chunk.CopysetID]chunk.Epoch, present map[chunk.NodeID]*chunkserver) (map[history]wire.Sealed, error) {
+// seal has the members that stay promise to refuse the present epoch, and
+// returns how far the history of each reaches.
+func (t *term) seal(ctx context.Context, changes []change) (map[history]wire.Sealed, error) {
+	epochs := make(map[chunk.NodeID]map[chunk.CopysetID]chunk.Epoch) // to seal, by member
+	t.mu.Lock()
+	sessions := maps.Clone(t.chunkservers)
+	for _, c := range changes {
+		// From here on some member may have done it, whatever is heard of it.
+		t.sealed[c.config.ID] = c.config.Epoch
+		for _, node := range c.staying {
+			if epochs[node] == nil {
+				epochs[node] = make(map[chunk.CopysetID]chunk.Epoch)
+			}
+			epochs[node][c.config.ID] = c.config.Epoch + 1
+		}
+	}
+	t.mu.Unlock()
 	nodes := slices.Collect(maps.Keys(epochs))
 	sealed := make(map[history]wire.Sealed)
 	var mu sync.Mutex
 	err := parallel(ctx, len(nodes), len(nodes), func(ctx context.Context, i int) error {
-		ctx, cancel := context.WithTimeout(ctx, callTimeout)
-		defer cancel()
-		var answers []wire.Sealed
-		if err := wire.Ask(ctx, present[nodes[i]].conn, wire.KindSeal, wire.Seal{Epochs: epochs[nodes[i]]}, &answers); err != nil {
-			return fmt.Errorf("seal at chunkserver %d: %w", nodes[i], err)
+		node := nodes[i]
+		session := sessions[node]
+		if session == nil {
+			return fmt.Errorf("%w: chunkserver %d has left", wire.ErrUnavailable, node)
+		}
+		answers, err := session.seal(ctx, epochs[node])
+		if err != nil {
+			return fmt.Errorf("seal at chunkserver %d: %w", node, err)
 		}
 		mu.Lock()
 		defer mu.Unlock()
 		for _, answer := range answers {
-			sealed[history{nodes[i], answer.Copyset}] = answer
-		}
-		for copyset := range epochs[nodes[i]] {
-			if _, ok := sealed[history{nodes[i], copyset}]; !ok {
-				return fmt.Errorf("%w: chunkserver %d left copyset %d unsealed", wire.ErrUnavailable, nodes[i], copyset)
-			}
+			sealed[history{node, answer.Copyset}] = answer
 		}
 		return nil
 	})
 	return sealed, err
 }
 
-// succeed is the configuration that follows on config: with the present
-// processes, and the longest history as primary. Of equal ones it takes the
-// member whose turn it is, so that primaries stay spread.
-func succeed(config chunk.Copyset, present map[chunk.NodeID]*chunkserver, sealed map[history]wire.Sealed) chunk.Copyset {
-	next := chunk.Copyset{ID: config.ID, Epoch: config.Epoch + 1, Members: slices.Clone(config.Members)}
-	var longest wire.Sealed
-	for i := range next.Members {
-		m := &next.Members[i]
-		if m.State != chunk.InSync {
-			continue
-		}
-		m.Incarnation = present[m.Node].node.Incarnation
-		end := sealed[history{m.Node, config.ID}]
-		if next.Primary == 0 || cmp.Or(cmp.Compare(end.Epoch, longest.Epoch), cmp.Compare(end.LSN, longest.LSN)) > 0 {
-			next.Primary, longest = m.Node, end
-		}
-	}
-	return next
+func (s *chunkserver) seal(ctx context.Context, epochs map[chunk.CopysetID]chunk.Epoch) (answers []wire.Sealed, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	err = wire.Ask(ctx, s.conn, wire.KindSeal, wire.Seal{Epochs: epochs}, &answers)
+	return answers, err
 }
 
-// configure tells every connected member the configurations that it has not
-// confirmed.
-func (t *term) configure(ctx context.Context) error {
-	type errand struct {
-		to   *chunkserver
-		what wire.Configure
-	}
-	var errands []errand
+// configure begins to tell every connected member the configurations that it
+// has not confirmed.
+func (t *term) configure() {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	for id, s := range t.chunkservers {
-		e := errand{s, wire.Configure{Peers: t.addresses}}
+		if s.telling {
+			continue
+		}
+		what := wire.Configure{Peers: t.addresses}
 		for _, config := range t.copysets {
 			if config.Member(id) != nil && s.told[config.ID] < config.Epoch {
-				e.what.Copysets = append(e.what.Copysets, config)
+				what.Copysets = append(what.Copysets, config)
 			}
 		}
-		if len(e.what.Copysets) > 0 {
-			errands = append(errands, e)
+		if len(what.Copysets) > 0 {
+			s.telling = true
+			t.errands.Go(func() { s.tell(what) })
+		}
+	}
+}
+
+// tell has a chunkserver take in configurations.
+func (s *chunkserver) tell(what wire.Configure) {
+	t := s.term
+	ctx, cancel := context.WithTimeout(t.ctx, callTimeout)
+	defer cancel()
+	var reply wire.Configured
+	err := wire.Ask(ctx, s.conn, wire.KindConfigure, what, &reply)
+	t.mu.Lock()
+	s.telling = false
+	if err == nil {
+		for _, config := range what.Copysets {
+			s.told[config.ID] = config.Epoch
+			if slices.Contains(reply.Sealed, config.ID) {
+				t.sealed[config.ID] = max(t.sealed[config.ID], config.Epoch)
+			}
 		}
 	}
 	t.mu.Unlock()
-	return parallel(ctx, len(errands), len(errands), func(ctx context.Context, i int) error {
-		e := errands[i]
-		ctx, cancel := context.WithTimeout(ctx, callTimeout)
-		defer cancel()
-		if err := wire.Ask(ctx, e.to.conn, wire.KindConfigure, e.what, nil); err != nil {
-			return fmt.Errorf("configure chunkserver %d: %w", e.to.node.ID, err)
-		}
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		for _, config := range e.what.Copysets {
-			e.to.told[config.ID] = config.Epoch
-		}
-		return nil
-	})
+	if err != nil {
+		t.log.Debug("will be told again", "node", s.node.ID, "err", err)
+		return
+	}
+	t.ring() // there may be more to tell
 }

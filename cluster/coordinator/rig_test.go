@@ -230,7 +230,7 @@ func (fakeChunkserver) Closed(*wire.Conn, error) {}
 func (f fakeChunkserver) Handle(r *wire.Request) {
 	switch r.Kind {
 	case wire.KindConfigure:
-		wire.Answer(r, func(context.Context, wire.Configure) (struct{}, error) { return struct{}{}, nil })
+		wire.Answer(r, func(context.Context, wire.Configure) (wire.Configured, error) { return wire.Configured{}, nil })
 	case wire.KindChunks:
 		wire.Answer(r, f.list)
 	case wire.KindSubmit:

@@ -22,12 +22,13 @@ const lease = 5 * time.Second
 
 // term is one leadership of this server.
 type term struct {
-	ctx     context.Context // ends with the leadership
-	node    *cluster.Node
-	log     *slog.Logger
-	began   time.Time
-	cluster uuid.UUID
-	pausing volumeLocks
+	ctx      context.Context // ends with the leadership
+	node     *cluster.Node
+	log      *slog.Logger
+	patience time.Duration // see Config
+	began    time.Time
+	cluster  uuid.UUID
+	pausing  volumeLocks
 
 	mu           sync.Mutex
 	conns        map[*wire.Conn]struct{}
@@ -36,23 +37,35 @@ type term struct {
 	copysets     []chunk.Copyset               // of the default pool, as last seen; replaced, never changed
 	addresses    map[chunk.NodeID]string       // likewise
 	bells        []chan struct{}               // of the loops
+
+	heard  map[chunk.NodeID]time.Time      // when chunkservers last said something
+	sealed map[chunk.CopysetID]chunk.Epoch // see outlook
+
+	// What follows is of the loop that keeps copysets.
+	looked  time.Time // when it last looked at the chunkservers
+	awake   time.Time // when it began to, or resumed after a halt: silence is counted from here
+	waiting int       // copysets that have too few members
+	errands sync.WaitGroup
 }
 
 // newTerm begins a term. The first of a cluster gives it its identity.
-func newTerm(ctx context.Context, node *cluster.Node, log *slog.Logger) (*term, error) {
-	value, err := node.Apply(ctx, fsm.InitCluster{Time: now(), Settings: fsm.DefaultSettings(uuid.New())})
+func newTerm(ctx context.Context, cfg Config) (*term, error) {
+	value, err := cfg.Node.Apply(ctx, fsm.InitCluster{Time: now(), Settings: fsm.DefaultSettings(uuid.New())})
 	if err != nil {
 		return nil, fmt.Errorf("identify the cluster: %w", err)
 	}
 	t := &term{
 		ctx:          ctx,
-		node:         node,
-		log:          log,
+		node:         cfg.Node,
+		log:          cfg.Log,
+		patience:     cfg.Patience,
 		began:        time.Now(),
 		cluster:      value.(fsm.Settings).Cluster,
 		conns:        make(map[*wire.Conn]struct{}),
 		chunkservers: make(map[chunk.NodeID]*chunkserver),
 		gateways:     make(map[string]*gateway),
+		heard:        make(map[chunk.NodeID]time.Time),
+		sealed:       make(map[chunk.CopysetID]chunk.Epoch),
 	}
 	// Whoever asks all copysets must not take "not known yet" for "none".
 	if err := t.refreshCopysets(); err != nil {
@@ -78,6 +91,7 @@ func (t *term) run() {
 		running.Go(work)
 	}
 	running.Wait()
+	t.errands.Wait()
 }
 
 // loop returns a function that calls work again and again until the term

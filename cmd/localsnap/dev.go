@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/localsnap/localsnap/chunkserver"
+	"github.com/localsnap/localsnap/cluster/coordinator"
 	"github.com/localsnap/localsnap/fsm"
 )
 
@@ -120,7 +121,7 @@ func openDev(c *devCmd) (_ *dev, err error) {
 	}
 	all, addresses := c.members()
 	for i, m := range all {
-		s, err := openServer(all, m, filepath.Join(c.Data, fmt.Sprintf("server%d", i+1)), "--api-port", log)
+		s, err := openServer(all, m, filepath.Join(c.Data, fmt.Sprintf("server%d", i+1)), "--api-port", coordinator.DefaultPatience, log)
 		if err != nil {
 			return nil, err
 		}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -22,6 +23,8 @@ type serverCmd struct {
 	Data     string     `required:"" placeholder:"DIR" help:"Directory for what this server keeps."`
 	Insecure bool       `help:"Allow addresses that other machines can reach. There is no authentication."`
 	LogLevel slog.Level `default:"info" help:"Least level that is logged: debug, info, warn or error."`
+
+	Patience time.Duration `default:"10m" help:"How long a chunkserver may be away before it is given up, and its copysets go on with two copies. It is not taken back. The same on all servers. Default: ${default}."`
 }
 
 func (*serverCmd) Help() string {
@@ -38,7 +41,7 @@ func (c *serverCmd) Run(ctx context.Context) error {
 	if err := guard(c.Server[i].api.hostPort, "--server", c.Insecure); err != nil {
 		return err
 	}
-	s, err := openServer(c.Server, c.Server[i], c.Data, "--server", newLog(os.Stderr, c.LogLevel))
+	s, err := openServer(c.Server, c.Server[i], c.Data, "--server", c.Patience, newLog(os.Stderr, c.LogLevel))
 	if err != nil {
 		return err
 	}
@@ -55,8 +58,9 @@ type server struct {
 }
 
 // openServer starts a member of the cluster and listens for those that need
-// it. Run must be called. portFlag is the flag that chose the ports.
-func openServer(all []member, self member, path, portFlag string, log *slog.Logger) (_ *server, err error) {
+// it. Run must be called. portFlag is the flag that chose the ports; patience is
+// that of coordinator.Config.
+func openServer(all []member, self member, path, portFlag string, patience time.Duration, log *slog.Logger) (_ *server, err error) {
 	s := &server{log: log.With("server", self.id)}
 	defer func() {
 		if err != nil {
@@ -83,7 +87,7 @@ func openServer(all []member, self member, path, portFlag string, log *slog.Logg
 	if s.node, err = cluster.Open(config); err != nil {
 		return nil, err
 	}
-	s.coordinator = coordinator.New(coordinator.Config{Node: s.node, Log: s.log})
+	s.coordinator = coordinator.New(coordinator.Config{Node: s.node, Log: s.log, Patience: patience})
 	return s, nil
 }
 

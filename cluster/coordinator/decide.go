@@ -1,0 +1,142 @@
+package coordinator
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/localsnap/localsnap/chunkserver/chunk"
+	"github.com/localsnap/localsnap/chunkserver/wire"
+	"github.com/localsnap/localsnap/fsm"
+)
+
+// outlook is what is known of the cluster besides its state: what decisions on
+// copysets are made on. Nothing of it needs to be right for data to be safe.
+type outlook struct {
+	nodes map[chunk.NodeID]sighting
+
+	// sealed has copysets that a member refuses to serve under the epoch
+	// named, or a smaller one. They need a new one.
+	sealed map[chunk.CopysetID]chunk.Epoch
+}
+
+// sighting is how a chunkserver was last seen. The zero value is one that is
+// not connected, or silent, but may be back any moment.
+type sighting struct {
+	standing    standing
+	incarnation chunk.Incarnation // of the connected process
+}
+
+// standing is what can be counted on of a chunkserver.
+type standing uint8
+
+const (
+	absent  standing = iota // not connected, or silent
+	present                 // connected, and heard of
+	failed                  // silent for too long
+)
+
+// change is a decision to give a copyset its next configuration.
+type change struct {
+	config chunk.Copyset // the present one
+
+	// staying are the members in sync that go on; at least as many as least
+	// must.
+	staying []chunk.NodeID
+	least   int
+
+	// seal says that the primary does not simply go on: those that stay
+	// must refuse the present epoch before one of them can follow.
+	seal bool
+}
+
+// decide tells what is to be done about a copyset, if anything can be. Members
+// in sync that have failed are out; if the primary is among them, or a member
+// runs in another process than the configuration says, which has forgotten what
+// it was about, the epoch is ended in order. Too few copies wait for more.
+func (o *outlook) decide(config chunk.Copyset) (c change, ok bool) {
+	members := inSync(config)
+	c = change{config: config, least: min(fsm.MinInSync, len(members))}
+	c.seal = o.sealed[config.ID] >= config.Epoch
+	for _, m := range members {
+		seen := o.nodes[m.Node]
+		if seen.standing == failed {
+			continue
+		}
+		c.staying = append(c.staying, m.Node)
+		c.seal = c.seal || seen.standing == present && seen.incarnation != m.Incarnation
+	}
+	c.seal = c.seal || !slices.Contains(c.staying, config.Primary)
+	switch {
+	case len(c.staying) == len(members) && !c.seal:
+		return c, false
+	case len(c.staying) < c.least:
+		return c, false
+	case c.seal:
+		return c, !slices.ContainsFunc(c.staying, func(n chunk.NodeID) bool { return o.nodes[n].standing != present })
+	}
+	return c, o.nodes[config.Primary].standing == present
+}
+
+// goOn is the configuration under which the primary goes on without those that
+// have failed.
+func (c *change) goOn(nodes map[chunk.NodeID]sighting) chunk.Copyset {
+	return c.follow(c.config.Primary, nodes)
+}
+
+// succeed is the configuration after those that stay have sealed the present
+// one: the one with the longest history is the primary. Without the word of each
+// of them there is none.
+func (c *change) succeed(ends map[history]wire.Sealed, nodes map[chunk.NodeID]sighting) (next chunk.Copyset, ok bool) {
+	var primary chunk.NodeID
+	var longest wire.Sealed
+	for _, node := range c.turns() {
+		end, ok := ends[history{node, c.config.ID}]
+		if !ok {
+			return next, false
+		}
+		if primary == 0 || cmp.Or(cmp.Compare(end.Epoch, longest.Epoch), cmp.Compare(end.LSN, longest.LSN)) > 0 {
+			primary, longest = node, end
+		}
+	}
+	return c.follow(primary, nodes), true
+}
+
+// turns are those that stay, in the order in which they become the primary if
+// their histories are equal: first the member that is named first, so that
+// primaries are spread as copysets are; then the others, the first of which
+// differs, so that the copysets of one primary that fails are shared.
+func (c *change) turns() []chunk.NodeID {
+	members := c.config.Members
+	spread := int(uint32(c.config.ID) * 0x9e3779b1 >> 16)
+	var turns []chunk.NodeID
+	for i := range members {
+		if i > 0 {
+			i = 1 + (spread+i)%(len(members)-1)
+		}
+		if slices.Contains(c.staying, members[i].Node) {
+			turns = append(turns, members[i].Node)
+		}
+	}
+	return turns
+}
+
+// follow is the next configuration: those that stay are in sync, in their
+// present processes, and the other members that were are out.
+func (c *change) follow(primary chunk.NodeID, nodes map[chunk.NodeID]sighting) chunk.Copyset {
+	next := chunk.Copyset{ID: c.config.ID, Epoch: c.config.Epoch + 1, Primary: primary, Members: slices.Clone(c.config.Members)}
+	for i := range next.Members {
+		m := &next.Members[i]
+		switch {
+		case m.State != chunk.InSync:
+		case !slices.Contains(c.staying, m.Node):
+			m.State = chunk.Out
+		case nodes[m.Node].standing == present:
+			m.Incarnation = nodes[m.Node].incarnation
+		}
+	}
+	return next
+}
+
+func inSync(config chunk.Copyset) []chunk.Member {
+	return slices.DeleteFunc(slices.Clone(config.Members), func(m chunk.Member) bool { return m.State != chunk.InSync })
+}
