@@ -98,14 +98,14 @@ const layerRun = 256 << 10
 // again when the shard's io is free.
 func (s *Store) write(op *chunk.Op) error {
 	id := layerID{op.Ref, op.Token.Seq}
-	file, err := s.files.writing(id)
+	sh := s.table.shard(op.Ref.Index)
+	sh.io.Lock()
+	defer sh.io.Unlock()
+	file, err := s.files.writing(id) // under io: before, the file might yet be deleted
 	if err != nil {
 		return err
 	}
 	defer s.files.wrote(file)
-	sh := s.table.shard(op.Ref.Index)
-	sh.io.Lock()
-	defer sh.io.Unlock()
 	off := int64(op.Off)
 	for run := range slices.Chunk(op.Data, layerRun) {
 		if err := file.WriteAt(off, run); err != nil {

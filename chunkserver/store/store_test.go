@@ -331,6 +331,33 @@ func TestChangesWhileACheckpointSyncs(t *testing.T) {
 	must(t, c.Check(context.Background(), func(f Finding) { t.Error(f) }))
 }
 
+// The file of a layer without blocks is deleted while a block is about to be
+// written to the layer: the block goes to a new file.
+func TestWriteToALayerWhoseFileIsDeleted(t *testing.T) {
+	c := &client{Store: mustOpen(t, "", onDisk(newDisk()))}
+	c.must(t, writeOp(ref10, 1, 0, filled(1, 1)))
+	c.must(t, zeroOp(ref10, 1, 0, 1))
+	id, io := layerID{ref10, 1}, &c.table.shard(ref10.Index).io
+	file, err := c.files.reading(id)
+	must(t, err)
+	c.files.release(file)
+	io.Lock()
+	done := make(chan error, 1)
+	go func() { done <- c.do(writeOp(ref10, 1, 0, filled(1, 2))) }()
+	// The write must not have taken hold of the file; but if it did, it has by then.
+	for deadline := time.Now().Add(50 * time.Millisecond); file.users.Load() == 0 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	err = c.files.remove(id)
+	io.Unlock()
+	must(t, err)
+	must(t, <-done)
+	if got := c.mustRead(t, head(1), 0, 0, 1); got[0] != 2 {
+		t.Errorf("read %d", got[0])
+	}
+	must(t, c.Check(context.Background(), func(f Finding) { t.Error(f) }))
+}
+
 // A read of what is resolved takes no memory: whoever reads much would pay for
 // collecting it.
 func TestReadsDoNotAllocate(t *testing.T) {
