@@ -30,6 +30,9 @@ func TestSizes(t *testing.T) {
 			t.Errorf("%d bytes are %q, want %q", bytes, got, want)
 		}
 	}
+	if got := aboutText(73<<30 + 1<<28); got != "73.2 GiB" {
+		t.Errorf("about 73.25 GiB are %q", got)
+	}
 }
 
 // Lists are asked for in pages, and no further than is wanted.

@@ -136,7 +136,7 @@ func (c *chunkserverList) Run(ctx context.Context, a *access) error {
 			state, seen, used, free := "away", "-", "-", "-"
 			if s.Connected {
 				state, seen = "connected", (time.Duration(s.Silent)*time.Microsecond).Round(time.Millisecond).String()+" ago"
-				used, free = bytesText(s.Used), bytesText(s.Free)
+				used, free = aboutText(s.Used), aboutText(s.Free)
 			}
 			return fmt.Sprintf("%d\t%s\t%s\t%s\t%d\t%d\t%s\t%s", s.ID, s.Address, state, seen, s.Copysets, s.Primaries, used, free)
 		})

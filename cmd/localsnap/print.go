@@ -34,14 +34,25 @@ func table(w io.Writer, header string, rows int, row func(i int) string) error {
 
 // bytesText writes a size with the largest unit that leaves it above one.
 func bytesText(n uint64) string {
-	value, unit := float64(n), "B"
+	value, unit := scaled(n)
+	return strconv.FormatFloat(value, 'f', -1, 64) + " " + unit
+}
+
+// aboutText is bytesText to one digit behind the point, for what was measured.
+func aboutText(n uint64) string {
+	value, unit := scaled(n)
+	return fmt.Sprintf("%.1f %s", value, unit)
+}
+
+func scaled(n uint64) (value float64, unit string) {
+	value, unit = float64(n), "B"
 	for _, larger := range []string{"KiB", "MiB", "GiB", "TiB", "PiB"} {
 		if value < 1024 {
 			break
 		}
 		value, unit = value/1024, larger
 	}
-	return strconv.FormatFloat(value, 'f', -1, 64) + " " + unit
+	return value, unit
 }
 
 // timeText writes a time of the API in the user's time zone.
