@@ -124,6 +124,17 @@ func TestSpaceComesBack(t *testing.T) {
 	v.holds("/v", "", 0, n/2, 1)
 	v.holds("/v", "", n/2, n/2, 2)
 
+	// What a rollback leaves behind is deleted too.
+	v.snapshot("/v", "t")
+	v.fill("/v", 0, n, 5)
+	v.taken("with the volume overwritten", n+4+n+n)
+	v.rollback("/v", "t", false)
+	v.taken("after its rollback", n+4+n)
+	v.holds("/v", "", 0, n/2, 1)
+	v.deleteSnapshot("/v", "t")
+	v.gone("/v", "t")
+	v.taken("without the snapshot that it went back to", n+4+n)
+
 	// What lies in the recycle bin is whole, and can be taken back.
 	bin, err := f.users.ListFile(ctx, client.ListFileRequest{User: "ann", Dir: "/RecycleBin"})
 	v.must(err, "list the recycle bin")
