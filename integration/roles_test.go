@@ -185,7 +185,7 @@ func TestKilledLeader(t *testing.T) {
 		})
 		r.await(ctx, "the snapshot to go", func() (bool, error) {
 			_, err := api.GetFileSnapshotInfo(ctx, client.SnapshotInfoRequest{User: user, File: "/v", Name: "scrap"})
-			return refused(err, client.NotExist), nil
+			return client.Refused(err, client.NotExist), nil
 		})
 		r.startServer(leader)
 		_, err = run(ctx, r.dir, "qemu-img", "compare", imageFile(image), nbdImage(clone, filepath.Join(r.dir, "gateway", "nbd.sock")))
@@ -209,7 +209,7 @@ func (r *roles) remove(ctx context.Context, api *client.Client, file string) {
 	r.t.Helper()
 	r.await(ctx, "the volume to be let go of", func() (bool, error) {
 		err := api.DeleteFile(ctx, client.DeleteFileRequest{User: user, File: file})
-		if refused(err, client.Occupied) {
+		if client.Refused(err, client.Occupied) {
 			return false, nil
 		}
 		return err == nil, err

@@ -2,7 +2,6 @@ package integration
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -230,7 +229,7 @@ func (s *Story) deleteFile(file string) func(context.Context) error {
 		// A volume stays attached for a moment after its client has gone.
 		return wait(ctx, "the volume to be let go of", func() (bool, error) {
 			err := s.api.DeleteFile(ctx, client.DeleteFileRequest{User: user, File: file})
-			if refused(err, client.Occupied) {
+			if client.Refused(err, client.Occupied) {
 				return false, nil
 			}
 			return err == nil, err
@@ -259,7 +258,7 @@ func (s *Story) deleteAttached(ctx context.Context) error {
 	if err := used.close(); err != nil {
 		return err
 	}
-	if !refused(err, client.Occupied) {
+	if !client.Refused(err, client.Occupied) {
 		return fmt.Errorf("DeleteFile of an attached volume: %v, want code %d", err, client.Occupied)
 	}
 	fmt.Fprintf(s.Out, "    refused: %v\n", err)
@@ -341,10 +340,4 @@ func brief(d time.Duration) string {
 		return d.Round(100 * time.Microsecond).String()
 	}
 	return d.Round(10 * time.Millisecond).String()
-}
-
-// refused tells whether err is the service's refusal with code.
-func refused(err error, code client.Code) bool {
-	var e *client.Error
-	return errors.As(err, &e) && e.Code == code
 }

@@ -58,8 +58,8 @@ func TestRefused(t *testing.T) {
 		{&client.Error{Code: client.NotExist}, false},
 		{&client.Error{Code: client.Occupied}, true},
 	} {
-		if got := refused(tc.err, client.Occupied); got != tc.want {
-			t.Errorf("refused(%v) = %t, want %t", tc.err, got, tc.want)
+		if got := client.Refused(tc.err, client.Occupied); got != tc.want {
+			t.Errorf("client.Refused(%v) = %t, want %t", tc.err, got, tc.want)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -115,4 +116,10 @@ func (e *Error) Error() string {
 		text += ": " + e.Detail
 	}
 	return text
+}
+
+// Refused reports whether err is a server's refusal with that code.
+func Refused(err error, code Code) bool {
+	var refused *Error
+	return errors.As(err, &refused) && refused.Code == code
 }

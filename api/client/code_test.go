@@ -79,6 +79,14 @@ func TestCodeInJSON(t *testing.T) {
 	}
 }
 
+func TestRefused(t *testing.T) {
+	t.Parallel()
+	err := fmt.Errorf("DeleteFile: %w", &Error{Code: Occupied})
+	if !Refused(err, Occupied) || Refused(err, NotExist) || Refused(nil, OK) || Refused(errors.New("no answer"), OK) {
+		t.Error("a refusal is not told from other codes, success or failure")
+	}
+}
+
 func TestErrorSaysAllItKnows(t *testing.T) {
 	t.Parallel()
 	for want, e := range map[string]*Error{

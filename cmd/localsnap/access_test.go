@@ -83,7 +83,7 @@ func TestAdvice(t *testing.T) {
 		client.Occupied: "disconnect its NBD client", client.InvalidUser: "--user", client.UnderSnapshot: "snapshot list /v",
 	} {
 		err := advise(refusal(code), "/v")
-		if !strings.Contains(err.Error(), want) || !refused(err, code) || exitCode(err) != exitFailed {
+		if !strings.Contains(err.Error(), want) || !client.Refused(err, code) || exitCode(err) != exitFailed {
 			t.Errorf("%d: %v", code, err)
 		}
 	}

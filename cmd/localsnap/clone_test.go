@@ -46,7 +46,7 @@ func TestCloneBesideWriter(t *testing.T) {
 		if task != "" {
 			// The one request whose repetition finds what it did before.
 			err := f.users.CleanCloneTask(ctx, client.CleanCloneTaskRequest{User: "ann", UUID: task})
-			if !refused(err, client.NotExist) {
+			if !client.Refused(err, client.NotExist) {
 				v.must(err, "clean task %d", i)
 			}
 		}

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -108,8 +107,7 @@ func TestSpaceComesBack(t *testing.T) {
 	last := 0
 	f.await("the snapshot to go", func() bool {
 		found, err := f.users.GetFileSnapshotInfo(ctx, query)
-		var refused *client.Error
-		if errors.As(err, &refused) && refused.Code == client.NotExist {
+		if client.Refused(err, client.NotExist) {
 			return true
 		}
 		v.must(err, "find what is being deleted")

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"maps"
@@ -244,8 +243,7 @@ func (s *story) deleteSomeSnapshot() string {
 	}
 	err := s.users.DeleteSnapshot(s.ctx, client.DeleteSnapshotRequest{User: "ann", File: path, Name: name})
 	if s.hasClones(path + "@" + name) {
-		var refused *client.Error
-		if errors.As(err, &refused) && refused.Code == client.SnapshotInUse {
+		if client.Refused(err, client.SnapshotInUse) {
 			return path + "@" + name + " has clones"
 		}
 	}
@@ -276,8 +274,7 @@ func (s *story) deleteSome() string {
 		s.refused(err, client.UnderSnapshot)
 		return path + " has snapshots"
 	}
-	var refused *client.Error
-	if errors.As(err, &refused) && refused.Code == client.UnderSnapshot {
+	if client.Refused(err, client.UnderSnapshot) {
 		// A snapshot is still being deleted, or a hidden one is in use.
 		if s.hasClones(path) {
 			return path + " has clones"

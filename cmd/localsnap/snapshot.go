@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
@@ -132,7 +131,7 @@ func (c *snapshotDelete) Run(ctx context.Context, a *access) error {
 	if c.Wait {
 		err := a.follow(ctx, fmt.Sprintf("deletion of %v", c.Snapshot), "snapshot list "+c.Snapshot.file, func(ctx context.Context) (int, bool, error) {
 			s, err := a.snapshot(ctx, c.Snapshot)
-			if refused(err, client.NotExist) {
+			if client.Refused(err, client.NotExist) {
 				return 100, true, nil
 			}
 			return s.Progress, false, err
@@ -142,10 +141,4 @@ func (c *snapshotDelete) Run(ctx context.Context, a *access) error {
 		}
 	}
 	return a.say(struct{ File, Name string }{c.Snapshot.file, c.Snapshot.name}, "deleted %v", c.Snapshot)
-}
-
-// refused reports whether err is a server's refusal with the code.
-func refused(err error, code client.Code) bool {
-	var r *client.Error
-	return errors.As(err, &r) && r.Code == code
 }

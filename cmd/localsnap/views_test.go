@@ -56,8 +56,7 @@ func (v *views) must(err error, format string, args ...any) {
 // refused makes sure that the API has refused something with a code.
 func (v *views) refused(err error, code client.Code) {
 	v.t.Helper()
-	var e *client.Error
-	if !errors.As(err, &e) || e.Code != code {
+	if !client.Refused(err, code) {
 		v.t.Fatalf("got %v, want code %d", err, code)
 	}
 }
@@ -197,8 +196,7 @@ func (v *views) gone(path, name string) {
 	v.t.Helper()
 	v.await(path+"@"+name+" to go", func() bool {
 		_, err := v.users.GetFileSnapshotInfo(v.ctx, client.SnapshotInfoRequest{User: "ann", File: path, Name: name})
-		var e *client.Error
-		return errors.As(err, &e) && e.Code == client.NotExist
+		return client.Refused(err, client.NotExist)
 	})
 }
 
@@ -223,8 +221,7 @@ func (v *views) whenFree(do func() error) (err error) {
 	v.t.Helper()
 	v.await("the volume to be free", func() bool {
 		err = do()
-		var refused *client.Error
-		return !errors.As(err, &refused) || refused.Code != client.Occupied
+		return !client.Refused(err, client.Occupied)
 	})
 	return err
 }
