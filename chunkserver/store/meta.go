@@ -349,7 +349,7 @@ func (m *meta) column(ref chunk.Ref) ([]*layer, error) {
 	err := m.db.View(func(tx *bbolt.Tx) error {
 		prefix := refKey(ref)
 		cursor := tx.Bucket(bucketParts).Cursor()
-		for k, v := cursor.Seek(prefix); k != nil && string(k[:min(len(k), len(prefix))]) == string(prefix); k, v = cursor.Next() {
+		for k, v := cursor.Seek(prefix); bytes.HasPrefix(k, prefix); k, v = cursor.Next() {
 			if len(k) != layerKeyLen+1 || k[layerKeyLen] >= parts {
 				return badMeta(bucketParts)
 			}
@@ -379,7 +379,7 @@ func (m *meta) digests(ref chunk.Ref) ([]LayerDigest, error) {
 	err := m.db.View(func(tx *bbolt.Tx) error {
 		prefix := refKey(ref)
 		cursor := tx.Bucket(bucketLayers).Cursor()
-		for k, v := cursor.Seek(prefix); k != nil && string(k[:min(len(k), len(prefix))]) == string(prefix); k, v = cursor.Next() {
+		for k, v := cursor.Seek(prefix); bytes.HasPrefix(k, prefix); k, v = cursor.Next() {
 			if len(k) != layerKeyLen || len(v) != 16 {
 				return badMeta(bucketLayers)
 			}
