@@ -88,12 +88,13 @@ func (plain) stop() {}
 
 // qemu serves one plain file by qemu-nbd.
 type qemu struct {
+	image               string // what the file is copied from
 	file, socket, cache string
-	cmd                 *exec.Cmd
+	cmd                 *exec.Cmd // nil before the first open
 }
 
 func newQemu(dir, image, cache string) *qemu {
-	return &qemu{file: filepath.Join(dir, "raw-"+cache), socket: filepath.Join(dir, "qemu-"+cache+".sock"), cache: cache}
+	return &qemu{image: image, file: filepath.Join(dir, "raw-"+cache), socket: filepath.Join(dir, "qemu-"+cache+".sock"), cache: cache}
 }
 
 func (q *qemu) name() string { return "qemu-nbd " + q.cache }
@@ -103,8 +104,7 @@ func (q *qemu) open(ctx context.Context, _ string) ([]string, error) {
 	if q.cmd != nil {
 		return where, nil
 	}
-	image := filepath.Join(filepath.Dir(q.file), "image")
-	if out, err := exec.CommandContext(ctx, "cp", "--reflink=never", image, q.file).CombinedOutput(); err != nil {
+	if out, err := exec.CommandContext(ctx, "cp", "--reflink=never", q.image, q.file).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("copy the image: %w\n%s", err, out)
 	}
 	q.cmd = exec.Command("qemu-nbd", "--persistent", "--format=raw", "--cache="+q.cache, "--shared=4", "--socket="+q.socket, q.file)
