@@ -69,6 +69,11 @@ type Ref struct {
 
 func (r Ref) String() string { return fmt.Sprintf("%d/%d", r.Volume, r.Index) }
 
+// Compare orders chunks by volume, then by index.
+func (r Ref) Compare(o Ref) int {
+	return cmp.Or(cmp.Compare(r.Volume, o.Volume), cmp.Compare(r.Index, o.Index))
+}
+
 // Token orders the writers of a volume, and the snapshots under one writer.
 // It only ever grows: whoever knows a larger token refuses work that carries
 // a smaller one. It thereby fences a replaced writer.

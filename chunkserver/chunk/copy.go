@@ -146,3 +146,18 @@ func (c *Copy) Verify() error {
 	}
 	return nil
 }
+
+// Survey tells which layers of a chunk there are.
+type Survey struct {
+	Ref    Ref
+	Layers []LayerSurvey // ascending
+}
+
+// LayerSurvey tells about one layer what suffices to see whether another copy
+// of it may differ.
+type LayerSurvey struct {
+	Seq     Seq
+	Changed LSN    // no later operation has changed it
+	Parts   uint64 // a bit for each part that has anything
+	Digest  [16]byte
+}

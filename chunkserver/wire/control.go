@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 )
@@ -22,6 +23,12 @@ const (
 
 	// Between the members of a copyset, one-way.
 	KindReplica Kind = 5 // replica.Message
+
+	// From members of a copyset to others.
+	KindSurvey Kind = 6 // Survey -> []chunk.Survey
+	KindPull   Kind = 7 // Pull; the reply is a u32
+	KindPulled Kind = 8 // Pulled -> empty
+	KindBlock  Kind = 9 // Block; the reply is its content
 
 	// From chunkservers to the metadata leader.
 	KindRegister  Kind = 16 // Register -> Registered
@@ -66,6 +73,22 @@ type Registered struct {
 // Heartbeat says that a chunkserver lives, and how it is.
 type Heartbeat struct {
 	Used, Free uint64 // bytes
+	Full       bool   // nothing more is written here
+	Reports    []Report
+}
+
+// Report is what the primary of a copyset in an epoch has to tell about the
+// other members.
+type Report struct {
+	Copyset chunk.CopysetID
+	Epoch   chunk.Epoch
+	Synced  []chunk.NodeID // have everything, and nothing is acknowledged without them any more
+	Lagging []chunk.NodeID // don't keep up, or can't be what they were
+}
+
+// Equal reports whether two reports say the same.
+func (r Report) Equal(o Report) bool {
+	return r.Copyset == o.Copyset && r.Epoch == o.Epoch && slices.Equal(r.Synced, o.Synced) && slices.Equal(r.Lagging, o.Lagging)
 }
 
 // Configure hands a member the configurations of its copysets.
