@@ -46,6 +46,9 @@ func (w *witness) see(t *rapid.T, effects Effects, c *Core) {
 		}
 		w.promised = effects.Promise
 	}
+	if effects.Reset != nil {
+		w.last, w.commit = effects.Reset.LSN, effects.Reset.LSN
+	}
 	for _, e := range effects.Journal {
 		if e.LSN != w.last+1 {
 			t.Fatalf("journals %d after %d", e.LSN, w.last)
@@ -120,6 +123,9 @@ func anyConfig(t *rapid.T, epoch chunk.Epoch) chunk.Copyset {
 	state := rapid.SampledFrom([]chunk.MemberState{chunk.InSync, chunk.InSync, chunk.InSync, chunk.Syncing, chunk.Out})
 	c := configuration(rapid.SliceOfN(state, 1, 3).Draw(t, "states")...)
 	c.Epoch, c.Primary = epoch, rapid.SampledFrom([]chunk.NodeID{1, 1, 2, 3}).Draw(t, "primary")
+	if m := c.Member(c.Primary); m != nil {
+		m.State = chunk.InSync
+	}
 	return c
 }
 

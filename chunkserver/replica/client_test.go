@@ -114,6 +114,8 @@ func (s *sim) issue(c *client) {
 		r.op.Kind = chunk.OpZero
 	case 1:
 		r.op = chunk.Op{Kind: chunk.OpPurge, Ref: r.op.Ref}
+	case 2:
+		r.op = chunk.Op{Kind: chunk.OpFlatten, Ref: r.op.Ref, Off: r.op.Off, Len: r.op.Len}
 	}
 	r.op.Data = r.data()
 	if r.isRead {
@@ -187,16 +189,5 @@ func (s *sim) finishRead() {
 }
 
 // read returns the entry that a block's content, as the store shows it, is
-// from: of those that are durable.
-func (n *node) read(op *chunk.Op) *chunk.Entry {
-	for i := len(n.disk.entries) - 1; i >= 0; i-- {
-		e := &n.disk.entries[i]
-		if e.Op.Kind == chunk.OpWrite || e.Op.Kind == chunk.OpZero {
-			if e.Op.Ref == op.Ref && e.Op.Off <= op.Off && op.Off < e.Op.Off+e.Op.Len {
-				found := *e
-				return &found
-			}
-		}
-	}
-	return nil
-}
+// from.
+func (n *node) read(op *chunk.Op) *chunk.Entry { return n.disk.content[blocksOf(op)[0]].shown }

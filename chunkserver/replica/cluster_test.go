@@ -13,6 +13,9 @@ type cluster struct {
 	nodes []*node
 	links map[[2]chunk.NodeID]*link
 
+	// copied is what copies say, by number: their Data.
+	copied []copied
+
 	// stepped is told of every step of a core, after its effects.
 	stepped func(*node, Event, Effects)
 }
@@ -24,13 +27,7 @@ type node struct {
 	core *Core
 
 	disk    disk
-	pending []chunk.Entry // handed to the journal and not durable
-}
-
-type disk struct {
-	promised chunk.Epoch
-	entries  []chunk.Entry // the whole history; LSN 1 comes first
-	commit   chunk.LSN
+	pending []pending
 }
 
 // A link carries messages in one direction.
@@ -42,7 +39,7 @@ type link struct {
 func newCluster(n int) *cluster {
 	c := &cluster{links: make(map[[2]chunk.NodeID]*link), stepped: func(*node, Event, Effects) {}}
 	for i := range n {
-		c.nodes = append(c.nodes, &node{id: chunk.NodeID(i + 1)})
+		c.nodes = append(c.nodes, &node{id: chunk.NodeID(i + 1), disk: newDisk()})
 	}
 	for _, from := range c.nodes {
 		for _, to := range c.nodes {
@@ -59,14 +56,24 @@ func (c *cluster) node(id chunk.NodeID) *node { return c.nodes[id-1] }
 func (c *cluster) link(from, to chunk.NodeID) *link { return c.links[[2]chunk.NodeID{from, to}] }
 
 // last is the end of the history, durable or not.
-func (n *node) last() chunk.LSN { return chunk.LSN(len(n.disk.entries) + len(n.pending)) }
+func (n *node) last() chunk.LSN { return chunk.LSN(len(n.disk.entries) + len(n.journaled())) }
+
+// journaled are the entries that are pending.
+func (n *node) journaled() (entries []*chunk.Entry) {
+	for _, p := range n.pending {
+		if p.entry != nil {
+			entries = append(entries, p.entry)
+		}
+	}
+	return entries
+}
 
 // entry returns an entry of the history, durable or not.
 func (n *node) entry(lsn chunk.LSN) *chunk.Entry {
 	if i := int(lsn) - 1; i < len(n.disk.entries) {
 		return &n.disk.entries[i]
-	} else if i -= len(n.disk.entries); i < len(n.pending) {
-		return &n.pending[i]
+	} else if journaled := n.journaled(); i-len(n.disk.entries) < len(journaled) {
+		return journaled[i-len(n.disk.entries)]
 	}
 	return nil
 }
@@ -74,17 +81,7 @@ func (n *node) entry(lsn chunk.LSN) *chunk.Entry {
 // start runs a process, which connects to those that run.
 func (c *cluster) start(n *node) {
 	n.run++
-	d := &n.disk
-	s := State{Promised: d.promised, Last: chunk.LSN(len(d.entries)), Commit: d.commit, Tokens: make(map[chunk.VolumeID]chunk.Token)}
-	s.Tail = slices.Clone(d.entries[d.commit:])
-	for i := range d.entries {
-		e := &d.entries[i]
-		s.LastEpoch = e.Epoch
-		if e.Op.Token.Compare(s.Tokens[e.Op.Ref.Volume]) > 0 {
-			s.Tokens[e.Op.Ref.Volume] = e.Op.Token
-		}
-	}
-	n.core = New(n.id, n.run, s)
+	n.core = New(n.id, n.run, n.disk.state())
 	for _, peer := range c.nodes {
 		if peer != n && peer.core != nil {
 			c.connect(n.id, peer.id)
@@ -95,24 +92,13 @@ func (c *cluster) start(n *node) {
 
 // crash ends a process: of what was not durable, survives the first.
 func (c *cluster) crash(n *node, survives int) {
-	n.disk.entries = append(n.disk.entries, n.pending[:survives]...)
-	n.disk.commit = min(n.disk.commit, chunk.LSN(len(n.disk.entries)))
+	n.flush(survives)
 	n.core, n.pending = nil, nil
 	for _, peer := range c.nodes {
 		if peer != n {
 			l := c.link(peer.id, n.id)
 			l.queue, l.late = nil, nil // nobody is there to receive it
 		}
-	}
-}
-
-// forget takes a disk back to when it had n entries.
-func (d *disk) forget(n int) {
-	d.entries = slices.Clone(d.entries[:n])
-	d.commit = min(d.commit, chunk.LSN(n))
-	d.promised = 0
-	if n > 0 {
-		d.promised = d.entries[n-1].Epoch
 	}
 }
 
@@ -140,11 +126,10 @@ func (c *cluster) sync(n *node, k int) {
 }
 
 func (n *node) flush(k int) {
-	n.disk.entries = append(n.disk.entries, n.pending[:k]...)
-	n.pending = slices.Clone(n.pending[k:])
-	for _, e := range n.disk.entries[len(n.disk.entries)-k:] {
-		n.disk.commit = max(n.disk.commit, e.Commit)
+	for _, p := range n.pending[:k] {
+		n.disk.apply(p)
 	}
+	n.pending = slices.Clone(n.pending[k:])
 }
 
 // step is the shell.
@@ -154,11 +139,21 @@ func (c *cluster) step(n *node, e Event) {
 		n.flush(len(n.pending)) // as the journal keeps its order
 		n.disk.promised = effects.Promise
 	}
+	if effects.Reset != nil {
+		n.flush(len(n.pending))
+		n.disk.reset(effects.Reset)
+	}
 	for _, e := range effects.Journal {
 		if e.LSN != n.last()+1 {
 			panic(fmt.Sprintf("node %d journals entry %d after %d", n.id, e.LSN, n.last()))
 		}
-		n.pending = append(n.pending, e)
+		n.pending = append(n.pending, pending{entry: &e})
+	}
+	for _, sent := range effects.Copies {
+		n.pending = append(n.pending, pending{copied: &c.copied[sent.Data]})
+	}
+	if effects.Trust {
+		n.pending = append(n.pending, pending{trust: true})
 	}
 	for _, s := range effects.Send {
 		if c.node(s.To).core != nil {

@@ -24,6 +24,10 @@ type Core struct {
 	lead     *lead             // nil unless this is the primary of config
 	round    uint64            // of the last probe heard under config
 
+	// Of a member that is syncing.
+	joined  uint64                         // the round in which it was last put on the stream, or 0
+	arrived map[chunk.VolumeID]chunk.Token // told in round, before it is put there
+
 	tail      tail        // entries above commit
 	lastEpoch chunk.Epoch // of the entry at the end of the history
 	durable   chunk.LSN
@@ -67,6 +71,12 @@ func (c *Core) Step(e Event) Effects {
 		c.submit(e)
 	case Read:
 		c.read(e)
+	case Hold:
+		c.hold(e)
+	case Release:
+		c.release(e)
+	case Need:
+		c.need(e)
 	case Receive:
 		c.receive(e.From, &e.Message)
 	case Durable:
@@ -98,15 +108,27 @@ func (c *Core) End() (last chunk.LSN, durable bool) {
 // Promised returns the epoch below which the copyset refuses everything here.
 func (c *Core) Promised() chunk.Epoch { return c.promised }
 
+// Config returns the last configuration taken in, which nobody may change. Its
+// Epoch is 0 before the first.
+func (c *Core) Config() chunk.Copyset { return c.config }
+
+// Pulling tells whether this member is on a stream of the primary as one that
+// is to pull what it has missed: it can do so as long as epoch and round stay.
+func (c *Core) Pulling() (primary chunk.NodeID, epoch chunk.Epoch, round uint64, ok bool) {
+	return c.config.Primary, c.config.Epoch, c.round, c.standing == chunk.Syncing && c.joined == c.round && c.joined != 0
+}
+
 func (c *Core) configure(config chunk.Copyset) {
 	if config.Epoch < c.promised || config.Epoch <= c.config.Epoch {
 		return
 	}
 	c.promise(config.Epoch)
 	c.config, c.standing, c.round = config, 0, 0
+	c.joined, c.arrived = 0, nil
 	if m := config.Member(c.self); m != nil && m.Incarnation == c.run {
 		c.standing = m.State
 	}
+	c.effects.Trust = c.standing == chunk.InSync
 	if config.Primary == c.self && c.standing == chunk.InSync {
 		c.takeLead()
 	}
@@ -140,11 +162,17 @@ func (c *Core) madeDurable(lsn chunk.LSN) {
 	c.durable = lsn
 	if c.lead != nil {
 		c.advance()
+		c.answerHolds()
 		return
 	}
-	if c.round != 0 && c.standing != 0 {
+	if c.round != 0 && c.reliable() {
 		c.send(c.config.Primary, Message{Kind: Ack, LSN: c.durable})
 	}
+}
+
+// reliable reports whether what is here is part of the history under config.
+func (c *Core) reliable() bool {
+	return c.standing == chunk.InSync || c.standing == chunk.Syncing && c.joined != 0
 }
 
 func (c *Core) peerUp(node chunk.NodeID) {

@@ -9,8 +9,8 @@ import "github.com/localsnap/localsnap/chunkserver/chunk"
 type Ticket uint64
 
 // Event is something that happened to a copyset at a chunkserver: one of
-// [Configure], [Seal], [Submit], [Read], [Receive], [Durable], [PeerUp] and
-// [Tick].
+// [Configure], [Seal], [Submit], [Read], [Hold], [Release], [Need], [Receive],
+// [Durable], [PeerUp] and [Tick].
 type Event interface{ event() }
 
 // Configure tells of a configuration that the metadata servers committed. One
@@ -58,6 +58,38 @@ type Read struct {
 	Len    uint32 // bytes
 }
 
+// Hold asks the primary to order nothing that writes to a range of a chunk,
+// for a member that is syncing and pulls it. The [Reply] comes when all that
+// was ordered before is durable here, and visible to readers. It is
+// [chunk.ErrStaleEpoch] as for [Submit], or [chunk.ErrNotReady] if the member
+// is not on the stream of Round. Otherwise [Release] must follow.
+type Hold struct {
+	Ticket Ticket
+	Epoch  chunk.Epoch
+	Node   chunk.NodeID
+	Round  uint64
+	Ref    chunk.Ref
+	Off    uint32 // bytes
+	Len    uint32 // bytes
+}
+
+// Release ends the Hold of Ticket and sends what was read to the member, who
+// thereby gets it after all that it contains and before all that it doesn't.
+type Release struct {
+	Ticket Ticket
+	Copy   *chunk.Copy // nil: there is nothing to be sent
+}
+
+// Need tells the primary that a member that is syncing has, durably, all that
+// it had to pull on the stream of Round. From now on nothing is committed
+// without it. The [Reply] comes at once, with the errors of [Hold].
+type Need struct {
+	Ticket Ticket
+	Epoch  chunk.Epoch
+	Node   chunk.NodeID
+	Round  uint64
+}
+
 // Receive is a message of another member.
 type Receive struct {
 	From    chunk.NodeID
@@ -84,6 +116,9 @@ func (Configure) event() {}
 func (Seal) event()      {}
 func (Submit) event()    {}
 func (Read) event()      {}
+func (Hold) event()      {}
+func (Release) event()   {}
+func (Need) event()      {}
 func (Receive) event()   {}
 func (Durable) event()   {}
 func (PeerUp) event()    {}

@@ -34,6 +34,10 @@ func (s *sim) lead() {
 		}
 		return
 	}
+	if s.rng.IntN(2) == 0 {
+		s.mend()
+		return
+	}
 	if len(s.changes) == 0 {
 		if s.mustChange() {
 			s.beginChange()
@@ -124,10 +128,62 @@ func (s *sim) commit(ch *change) {
 				a == best && s.rng.IntN(2) == 0 {
 				next.Primary, best = m.Node, a
 			}
-		} else {
+		} else if m.State != chunk.Syncing || s.rng.IntN(2) == 0 {
 			m.State = chunk.Out
 		}
 		next.Members = append(next.Members, m)
+	}
+	s.logf("configuration %+v", next)
+	s.reconfigured(next)
+}
+
+// A report is what a leader has heard of a primary, which may be long ago.
+type report struct {
+	epoch           chunk.Epoch
+	synced, lagging []chunk.NodeID
+}
+
+// mend hears of a primary, or does one thing about a member that is not in
+// sync, or should not be, while the primary goes on.
+func (s *sim) mend() {
+	if s.config.Primary == 0 {
+		return
+	}
+	if p := s.node(s.config.Primary); s.rng.IntN(2) == 0 {
+		if s.alive(p) {
+			s.report.epoch = p.core.Config().Epoch
+			s.report.synced, s.report.lagging = p.core.Report()
+		}
+		return
+	}
+	next := s.config
+	next.Epoch++
+	next.Members = slices.Clone(next.Members)
+	m := &next.Members[s.rng.IntN(len(next.Members))]
+	n := s.node(m.Node)
+	fresh := s.report.epoch == s.config.Epoch
+	switch synced := fresh && slices.Contains(s.report.synced, n.id); {
+	case m.State == chunk.Out && n.core == nil && !s.quiet && s.rng.IntN(64) == 0:
+		s.logf("node %d is replaced by a new one", n.id)
+		n.disk = newDisk()
+		return
+	case m.State == chunk.Out && s.alive(n):
+		m.State, m.Incarnation = chunk.Syncing, n.run
+	case m.State == chunk.Syncing && n.core != nil && n.run != m.Incarnation:
+		m.Incarnation = n.run
+	case m.State == chunk.Syncing && synced:
+		m.State = chunk.InSync
+		s.tally.joins++
+	case m.State == chunk.Syncing && fresh && slices.Contains(s.report.lagging, n.id), m.State == chunk.Syncing && !s.quiet && s.rng.IntN(256) == 0:
+		m.State = chunk.Out
+	case m.State == chunk.InSync && n.id != next.Primary && inSync(&s.config) > 2 &&
+		(fresh && slices.Contains(s.report.lagging, n.id) || !s.quiet && s.rng.IntN(16) == 0):
+		m.State = chunk.Out
+	default:
+		return
+	}
+	if n.id == s.forgetful && m.State == chunk.Syncing {
+		s.forgetful, s.suspect = 0, 0
 	}
 	s.logf("configuration %+v", next)
 	s.reconfigured(next)

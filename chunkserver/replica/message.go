@@ -21,6 +21,15 @@ const (
 	Ack MessageKind = 4
 	// Commit, from the primary: all in-sync members are durable up to LSN.
 	Commit MessageKind = 5
+	// Reset, from the primary to a member that is syncing: as of Round, your
+	// history goes on behind LSN, of LastEpoch, with the tokens told before.
+	Reset MessageKind = 6
+	// Copy, from the primary to a member that is syncing: a part of a layer
+	// is to be like this now.
+	Copy MessageKind = 7
+	// Tokens, from the primary to a member that is syncing, before Reset:
+	// the largest tokens of some volumes.
+	Tokens MessageKind = 8
 )
 
 func (k MessageKind) String() string {
@@ -35,6 +44,12 @@ func (k MessageKind) String() string {
 		return "ack"
 	case Commit:
 		return "commit"
+	case Reset:
+		return "reset"
+	case Copy:
+		return "copy"
+	case Tokens:
+		return "tokens"
 	}
 	return fmt.Sprintf("MessageKind(%d)", uint8(k))
 }
@@ -47,10 +62,15 @@ type Message struct {
 	Copyset chunk.CopysetID
 	Epoch   chunk.Epoch // of the configuration under which it was sent
 
-	Round     uint64         // Probe, Status: counts the probes of one member in one epoch
-	LSN       chunk.LSN      // Status, Ack: durable up to here; Commit: the commit point
-	Last      chunk.LSN      // Status: the end of the history, durable or not
-	LastEpoch chunk.Epoch    // Status: the epoch of the entry at Last
-	Config    *chunk.Copyset // Probe; its Epoch and ID are the message's
-	Entry     chunk.Entry    // Append; its Commit is the commit point as of now
+	Round     uint64                         // Probe, Status: counts the probes of one member in one epoch; Reset, Copy, Tokens: the last one
+	LSN       chunk.LSN                      // Status, Ack: durable up to here; Commit: the commit point; Reset, Copy: the end of the history
+	Last      chunk.LSN                      // Status: the end of the history, durable or not
+	LastEpoch chunk.Epoch                    // Status: the epoch of the entry at Last; Reset: of that at LSN
+	Config    *chunk.Copyset                 // Probe; its Epoch and ID are the message's
+	Entry     chunk.Entry                    // Append; its Commit is the commit point as of now
+	Copy      *chunk.Copy                    // Copy
+	Tokens    map[chunk.VolumeID]chunk.Token // Tokens; at most maxTokens
 }
+
+// maxTokens bounds the tokens of one message.
+const maxTokens = 4096

@@ -7,13 +7,19 @@ import "github.com/localsnap/localsnap/chunkserver/chunk"
 // no such promise.
 const minInSync = 2
 
+// maxIdle is the number of ticks for which a member may keep the primary
+// waiting before it lags.
+const maxIdle = 8
+
 // lead is what a primary knows. It begins and ends with one epoch.
 type lead struct {
-	peers    []peer    // the other in-sync members
+	peers    []peer    // the other members that are in sync or syncing
 	start    chunk.LSN // the end of the history when the epoch began
 	active   bool      // all of it is durable at all in-sync members
 	writable bool      // enough members are in sync
 	reads    []waiting // in no order
+	holds    []hold    // in the order in which they were asked for
+	deferred []Submit  // wait for a hold to end, or for a member to catch up; in order
 }
 
 // A peer is another member as the primary sees it.
@@ -25,8 +31,19 @@ type peer struct {
 	told  chunk.LSN // the commit point that the last message told it
 
 	trusted   bool // what it says of its history agrees with ours
+	suspect   bool // it can't be what the configuration says
 	streaming bool // it has answered the last probe, and is sent each entry since
+	idle      int  // ticks since it made progress, while it is waited for
+
+	// Of a member that is syncing.
+	syncing bool
+	joined  chunk.LSN // where it got on the stream; what lies before it pulls
+	needed  bool      // it has pulled everything: nothing is committed without it
 }
+
+// counts reports whether an operation must be durable at the peer to be
+// committed.
+func (p *peer) counts() bool { return !p.syncing || p.needed }
 
 // waiting is a read that may show entries up to lsn.
 type waiting struct {
@@ -47,16 +64,25 @@ func (l *lead) peer(node chunk.NodeID) *peer {
 func (c *Core) takeLead() {
 	l := &lead{start: c.tail.last()}
 	for _, m := range c.config.Members {
-		if m.State == chunk.InSync && m.Node != c.self {
-			l.peers = append(l.peers, peer{node: m.Node})
+		if m.Node != c.self && m.State != chunk.Out {
+			l.peers = append(l.peers, peer{node: m.Node, syncing: m.State == chunk.Syncing})
 		}
 	}
-	l.writable = len(l.peers)+1 >= minInSync || len(c.config.Members) == 1
+	l.writable = inSync(&c.config) >= minInSync || len(c.config.Members) == 1
 	c.lead = l
 	for i := range l.peers {
 		c.probe(&l.peers[i])
 	}
 	c.advance()
+}
+
+func inSync(config *chunk.Copyset) (n int) {
+	for _, m := range config.Members {
+		if m.State == chunk.InSync {
+			n++
+		}
+	}
+	return n
 }
 
 // resign sends everybody away who waits for this primary.
@@ -69,6 +95,14 @@ func (c *Core) resign() {
 	}
 	for _, r := range c.lead.reads {
 		c.refuse(r.ticket, chunk.ErrStaleEpoch)
+	}
+	for _, h := range c.lead.holds {
+		if !h.granted {
+			c.refuse(h.Ticket, chunk.ErrStaleEpoch)
+		}
+	}
+	for _, s := range c.lead.deferred {
+		c.refuse(s.Ticket, chunk.ErrStaleEpoch)
 	}
 	c.lead = nil
 }
@@ -93,8 +127,17 @@ func (c *Core) submit(e Submit) {
 		c.refuse(e.Ticket, chunk.ErrNotReady)
 		return
 	}
+	if c.lead.syncing() && (e.Op.Kind == chunk.OpPurge || e.Op.Kind == chunk.OpFlatten) {
+		// What they do depends on content that the member may lack.
+		c.refuse(e.Ticket, chunk.ErrNotReady)
+		return
+	}
 	if c.fenced(&e.Op) {
 		c.refuse(e.Ticket, chunk.ErrFenced)
+		return
+	}
+	if c.lead.held(&e.Op) || c.behind() {
+		c.lead.deferred = append(c.lead.deferred, e)
 		return
 	}
 	entry := chunk.Entry{Copyset: c.config.ID, Epoch: c.config.Epoch, LSN: c.tail.next, Commit: c.commit, Op: e.Op}
@@ -131,6 +174,9 @@ func (c *Core) read(e Read) {
 // was sent before.
 func (c *Core) probe(p *peer) {
 	p.round++
+	if p.syncing && !c.synced(p) {
+		p.needed = false // nobody was told that it is synced
+	}
 	p.floor, p.told, p.streaming = max(p.acked, c.commit), 0, false
 	config := c.config
 	c.send(p.node, Message{Kind: Probe, Round: p.round, Config: &config})
@@ -142,12 +188,16 @@ func (c *Core) heard(p *peer, m *Message) {
 		return // it answers this round, too
 	}
 	if !p.streaming {
+		if p.syncing && !p.needed {
+			c.reset(p)
+			return
+		}
 		if m.Last < p.floor || !c.extends(m.Last, m.LastEpoch) {
-			p.trusted = false
+			p.trusted, p.suspect = false, true
 			c.effects.Suspects = append(c.effects.Suspects, p.node)
 			return
 		}
-		p.trusted, p.streaming = true, true
+		p.trusted, p.streaming, p.idle = true, true, 0
 		// A delayed answer may be older than the commit point; what is
 		// committed has been acknowledged since.
 		for lsn := max(m.Last+1, c.tail.first); lsn < c.tail.next; lsn++ {
@@ -177,8 +227,14 @@ func (c *Core) sendEntry(p *peer, e chunk.Entry) {
 }
 
 func (c *Core) acked(p *peer, lsn chunk.LSN) {
-	p.acked = max(p.acked, lsn)
+	if p.syncing && !p.streaming {
+		return // of a stream that has ended
+	}
+	if lsn > p.acked {
+		p.acked, p.idle = lsn, 0
+	}
 	c.advance()
+	c.resume()
 }
 
 // advance commits what is durable at all in-sync members.
@@ -187,6 +243,9 @@ func (c *Core) advance() {
 	lsn := c.durable
 	for i := range l.peers {
 		p := &l.peers[i]
+		if !p.counts() {
+			continue
+		}
 		if !p.trusted {
 			return
 		}
@@ -211,15 +270,23 @@ func (c *Core) answerReads() {
 	c.lead.reads = kept
 }
 
-// tick tells the commit point to peers that no entry has told.
+// tick tells the commit point to peers that no entry has told, and notices
+// those that keep others waiting.
 func (c *Core) tick() {
 	if c.lead == nil {
 		return
 	}
 	for i := range c.lead.peers {
-		if p := &c.lead.peers[i]; p.streaming && p.told < c.commit {
+		p := &c.lead.peers[i]
+		if p.streaming && p.told < c.commit {
 			c.send(p.node, Message{Kind: Commit, LSN: c.commit})
 			p.told = c.commit
 		}
+		if p.streaming && p.acked >= c.tail.last() {
+			p.idle = 0
+		} else if p.idle++; p.idle == maxIdle && p.syncing {
+			c.giveUp(p)
+		}
 	}
+	c.resume()
 }

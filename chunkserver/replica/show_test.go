@@ -29,6 +29,12 @@ func (m shownMessage) String() string {
 		s += fmt.Sprintf(", round %d: ends at %d.%d, durable up to %d", m.Round, m.LastEpoch, m.Last, m.LSN)
 	case Append:
 		s += fmt.Sprintf(": %v, committed up to %d", shownEntry(m.Entry), m.Entry.Commit)
+	case Reset:
+		s += fmt.Sprintf(", round %d: behind %d.%d", m.Round, m.LastEpoch, m.LSN)
+	case Copy:
+		s += fmt.Sprintf(", round %d: behind %d", m.Round, m.LSN)
+	case Tokens:
+		s += fmt.Sprintf(", round %d: of %d volumes", m.Round, len(m.Tokens))
 	case Ack, Commit:
 		s += fmt.Sprintf(": %d", m.LSN)
 	}

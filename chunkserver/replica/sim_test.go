@@ -21,14 +21,16 @@ var (
 // that retry, and of writers that don't know that they are replaced. Afterwards the faults stop,
 // and everything has to come to its end. The checks are in world_test.go.
 func TestSim(t *testing.T) {
-	committed, epochs, suspects := 0, 0, 0
+	var all tally
+	committed, epochs := 0, 0
 	for seed := *firstSeed; seed < *firstSeed+*seeds; seed++ {
 		w, err := simulate(seed, nil)
 		committed += len(w.committed)
 		epochs += len(w.configs)
-		if w.suspect != 0 {
-			suspects++
-		}
+		all.suspects += w.tally.suspects
+		all.joins += w.tally.joins
+		all.copies += w.tally.copies
+		all.waited += w.tally.waited
 		if err != nil {
 			var story strings.Builder
 			if *seeds == 1 {
@@ -37,8 +39,8 @@ func TestSim(t *testing.T) {
 			t.Fatalf("%sseed %d: %v\nits story: go test ./chunkserver/replica -run TestSim -seed %d -seeds 1", &story, seed, err, seed)
 		}
 	}
-	t.Logf("%d schedules with %d epochs, %d operations and %d suspects", *seeds, epochs, committed, suspects)
-	if *seeds >= 1000 && (committed < 20*int(*seeds) || epochs < 3*int(*seeds) || suspects == 0) {
+	t.Logf("%d schedules with %d epochs, %d operations and %+v", *seeds, epochs, committed, all)
+	if n := int(*seeds); n >= 1000 && (committed < 20*n || epochs < 3*n || all.suspects == 0 || all.joins < n/2 || all.copies < n || all.waited < n/20) {
 		t.Errorf("that is too little to mean something")
 	}
 }
@@ -50,6 +52,7 @@ type sim struct {
 	rates   rates
 	paused  map[chunk.NodeID]bool
 	changes []*change
+	report  report
 }
 
 // rates are the chances of faults, per mille of the actions. They differ from
@@ -59,7 +62,7 @@ type rates struct {
 }
 
 const (
-	simSteps   = 2000 // with faults
+	simSteps   = 3000 // with faults
 	calmSteps  = 100000
 	maxWriters = 3
 )
@@ -122,7 +125,11 @@ func (s *sim) act() {
 // work does one thing that is no fault.
 func (s *sim) work() {
 	n := s.nodes[s.rng.IntN(len(s.nodes))]
-	switch k := s.rng.IntN(32); {
+	switch k := s.rng.IntN(48); {
+	case k >= 40:
+		s.pull(n)
+	case k >= 32:
+		s.supplyOne()
 	case k < 2:
 		s.restartOrResume(n)
 	case k < 16:
@@ -193,7 +200,7 @@ func (s *sim) crashOne() {
 // mayForget reports whether a disk becomes what it once was: that of one node
 // in one of four schedules, while there are two others to tell.
 func (s *sim) mayForget(n *node) bool {
-	if s.forgetful != 0 || len(s.nodes) < 3 || s.rng.IntN(4) > 0 {
+	if s.forgetful != 0 || n.disk.joined > 0 || len(s.nodes) < 3 || s.rng.IntN(4) > 0 {
 		return false
 	}
 	for _, m := range s.config.Members {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -30,12 +31,17 @@ type world struct {
 	forgetful chunk.NodeID // whose disk may lack what it once had; 0 if none
 	suspect   chunk.NodeID // found out by a primary
 
+	tally tally
+
 	clients []*client
 	ids     uint64
 	tickets Ticket
 	waiting map[Ticket]*wait
 	open    map[Ticket]*Core // asked, and not answered
 	reads   []Ticket         // executed, and not asked about
+
+	pulls    map[chunk.NodeID]*pull
+	supplies map[Ticket]*supply
 
 	started   map[*Core]chunk.Epoch // in which it has served
 	authored  map[position]*chunk.Entry
@@ -45,6 +51,9 @@ type world struct {
 	floors    map[block]chunk.LSN  // what the next read must show at least
 	tokens    map[chunk.VolumeID]chunk.Token
 }
+
+// A tally tells whether enough happens.
+type tally struct{ suspects, joins, copies, waited int }
 
 type position struct {
 	epoch chunk.Epoch
@@ -85,6 +94,8 @@ func newWorld(nodes int, story *strings.Builder) *world {
 		placed:   make(map[uint64]chunk.LSN),
 		floors:   make(map[block]chunk.LSN),
 		tokens:   make(map[chunk.VolumeID]chunk.Token),
+		pulls:    make(map[chunk.NodeID]*pull),
+		supplies: make(map[Ticket]*supply),
 	}
 	for _, n := range w.nodes {
 		w.config.Members = append(w.config.Members, chunk.Member{Node: n.id, State: chunk.InSync})
@@ -110,7 +121,7 @@ func (w *world) settled() bool {
 		if n.core == nil || n.core.config.Epoch != w.config.Epoch {
 			return false
 		}
-		if m.State == chunk.InSync && (len(n.pending) > 0 || n.core.commit != n.last()) {
+		if m.State != chunk.InSync || len(n.pending) > 0 || n.core.commit != n.last() {
 			return false
 		}
 	}
@@ -130,10 +141,18 @@ func (w *world) check(n *node, _ Event, effects Effects) {
 		w.checkStart(n)
 	}
 	for _, suspect := range effects.Suspects {
+		if n.core.config.Epoch < w.config.Epoch {
+			continue // the leader does not listen
+		}
 		if suspect != w.forgetful {
 			w.fail("node %d suspects %d of lying", n.id, suspect)
 		}
 		w.suspect = suspect
+		w.tally.suspects++
+	}
+	w.tally.copies += len(effects.Copies)
+	if n.core.lead != nil && len(n.core.lead.deferred) > 0 {
+		w.tally.waited++
 	}
 	if effects.Commit != 0 {
 		w.checkCommit(n, effects.Commit)
@@ -161,7 +180,8 @@ func (w *world) checkStanding(n *node, epoch chunk.Epoch) {
 		w.fail("node %d acts under epoch %d, having promised %d", n.id, epoch, n.disk.promised)
 	}
 	config := w.configs[epoch]
-	if m := config.Member(n.id); m == nil || m.State != chunk.InSync || m.Incarnation != n.run {
+	m := config.Member(n.id)
+	if m == nil || m.State == chunk.Out || m.Incarnation != n.run || n.core.Serving() != 0 && m.State != chunk.InSync {
 		w.fail("node %d, run %d, acts under %+v", n.id, n.run, config)
 	}
 }
@@ -176,7 +196,7 @@ func (w *world) checkStart(n *node) {
 	for _, m := range n.core.config.Members {
 		disk := &w.node(m.Node).disk
 		for lsn := range n.core.lead.start {
-			if w.relied(m) && (len(disk.entries) <= int(lsn) || !same(&disk.entries[lsn], n.entry(lsn+1))) {
+			if w.relied(m) && (len(disk.entries) <= int(lsn) || disk.joined <= lsn && n.disk.joined <= lsn && !same(&disk.entries[lsn], n.entry(lsn+1))) {
 				w.fail("node %d serves epoch %d before member %d has entry %d", n.id, n.core.config.Epoch, m.Node, lsn+1)
 			}
 		}
@@ -186,7 +206,7 @@ func (w *world) checkStart(n *node) {
 // checkCommit: what is committed stays, the same everywhere, and all members
 // in sync are durable.
 func (w *world) checkCommit(n *node, lsn chunk.LSN) {
-	for at := w.commits[n.core] + 1; at <= lsn; at++ {
+	for at := max(w.commits[n.core], n.disk.joined) + 1; at <= lsn; at++ {
 		e := n.entry(at)
 		if e == nil {
 			w.fail("node %d takes %d for committed, which it doesn't have", n.id, at)
@@ -196,6 +216,9 @@ func (w *world) checkCommit(n *node, lsn chunk.LSN) {
 				w.fail("node %d has another entry %d than was committed", n.id, at)
 			}
 			continue
+		}
+		if int(at) != len(w.committed)+1 {
+			w.fail("node %d takes %d for committed, when history ends at %d", n.id, at, len(w.committed))
 		}
 		w.committed = append(w.committed, *e)
 		w.checkHeld(at)
@@ -214,7 +237,7 @@ func (w *world) relied(m chunk.Member) bool {
 func (w *world) checkHeld(lsn chunk.LSN) {
 	for _, m := range w.config.Members {
 		disk := &w.node(m.Node).disk
-		if w.relied(m) && (len(disk.entries) < int(lsn) || !same(&disk.entries[lsn-1], &w.committed[lsn-1])) {
+		if w.relied(m) && (len(disk.entries) < int(lsn) || disk.joined < lsn && !same(&disk.entries[lsn-1], &w.committed[lsn-1])) {
 			w.fail("node %d is in sync but does not have the committed entry %d", m.Node, lsn)
 		}
 	}
@@ -222,7 +245,7 @@ func (w *world) checkHeld(lsn chunk.LSN) {
 
 // checkToken, invariant 5: behind a token there is none that is smaller.
 func (w *world) checkToken(e *chunk.Entry) {
-	if e.Op.Kind == chunk.OpPurge {
+	if e.Op.Kind == chunk.OpPurge || e.Op.Kind == chunk.OpFlatten {
 		return
 	}
 	if token := w.tokens[e.Op.Ref.Volume]; e.Op.Token.Compare(token) < 0 {
@@ -234,8 +257,45 @@ func (w *world) checkToken(e *chunk.Entry) {
 // reconfigured has the metadata servers commit a configuration.
 func (w *world) reconfigured(next chunk.Copyset) {
 	w.config, w.configs[next.Epoch] = next, next
+	w.checkCopies()
+}
+
+// checkCopies, invariants 2 and 7: every member in sync has all that is
+// committed, as entries or as their effects.
+func (w *world) checkCopies() {
 	for lsn := range chunk.LSN(len(w.committed)) {
 		w.checkHeld(lsn + 1)
+	}
+	want := make(map[block]content)
+	for i := range w.committed {
+		execute(want, &w.committed[i])
+	}
+	for _, m := range w.config.Members {
+		if w.relied(m) {
+			w.checkContent(m.Node, maps.Clone(want))
+		}
+	}
+}
+
+// checkContent compares what a member has with what is committed, and what it
+// has beyond that.
+func (w *world) checkContent(id chunk.NodeID, want map[block]content) {
+	disk := &w.node(id).disk
+	for i := len(w.committed); i < len(disk.entries); i++ {
+		if i < int(disk.joined) {
+			w.fail("node %d is in sync, and was put on the stream at %d, but only %d is committed", id, disk.joined, len(w.committed))
+		}
+		execute(want, &disk.entries[i])
+	}
+	for volume := range chunk.VolumeID(2) {
+		for i := range uint32(2) {
+			for index := range simBlocks + 1 {
+				b := block{chunk.Ref{Volume: volume + 1, Index: i}, index}
+				if !want[b].equal(disk.content[b]) {
+					w.fail("node %d is in sync but has %v in block %d of %v, not %v", id, disk.content[b], b.index, b.ref, want[b])
+				}
+			}
+		}
 	}
 }
 
@@ -249,6 +309,10 @@ func (w *world) answered(n *node, r Reply) {
 		w.fail("ticket %d is answered, but nobody asks", r.Ticket)
 	}
 	delete(w.open, r.Ticket)
+	if h := w.supplies[r.Ticket]; h != nil {
+		w.granted(h, r.Err)
+		return
+	}
 	wait := w.waiting[r.Ticket]
 	if wait == nil {
 		return // the client has given it up
@@ -305,6 +369,9 @@ func (w *world) acknowledged(r *request) {
 		// Its last acknowledgements may arrive after those of its successor.
 		return
 	}
+	if r.op.Kind == chunk.OpFlatten {
+		return // it changes nothing that a read shows
+	}
 	for _, b := range blocksOf(&r.op) {
 		w.floors[b] = max(w.floors[b], lsn)
 	}
@@ -347,13 +414,14 @@ func (w *world) checkEnd() {
 	}
 	for _, m := range w.config.Members {
 		n := w.node(m.Node)
-		if m.State == chunk.InSync && len(n.disk.entries) != len(w.committed) {
+		if m.State != chunk.InSync {
+			w.fail("node %d is %v", n.id, m.State)
+		}
+		if len(n.disk.entries) != len(w.committed) {
 			w.fail("node %d ends at %d, history at %d", n.id, len(n.disk.entries), len(w.committed))
 		}
 	}
-	for lsn := range chunk.LSN(len(w.committed)) {
-		w.checkHeld(lsn + 1)
-	}
+	w.checkCopies()
 }
 
 func blocksOf(op *chunk.Op) []block {
