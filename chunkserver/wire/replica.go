@@ -3,6 +3,8 @@ package wire
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 	"github.com/localsnap/localsnap/chunkserver/replica"
@@ -21,6 +23,9 @@ import (
 //	Append  u64 entry's epoch | u64 LSN | u64 commit point | the operation, as in chunk.ParseOp
 //	Ack     u64 LSN
 //	Commit  u64 LSN
+//	Reset   u64 round | u64 LSN | u64 epoch of the entry there
+//	Copy    u64 round | u64 LSN | the copy, as in chunk.ParseCopy
+//	Tokens  u64 round | (u64 volume, u64 attachment, u64 sequence number) of each, ascending
 const (
 	messageLen = 16
 	probeLen   = 12
@@ -28,9 +33,13 @@ const (
 	statusLen  = 32
 	entryLen   = 24
 	lsnLen     = 8
+	roundLen   = 8
+	copyLen    = 16
+	resetLen   = 24
+	tokenLen   = 24
 )
 
-// AppendMessage appends the encoding of m without Entry.Op.Data, which
+// AppendMessage appends the encoding of m without its MessageData, which
 // follows it.
 func AppendMessage(b []byte, m *replica.Message) []byte {
 	b = append(b, byte(m.Kind), 0, 0, 0)
@@ -57,12 +66,37 @@ func AppendMessage(b []byte, m *replica.Message) []byte {
 		b = m.Entry.Op.AppendHeader(b)
 	case replica.Ack, replica.Commit:
 		b = binary.LittleEndian.AppendUint64(b, uint64(m.LSN))
+	case replica.Reset:
+		b = binary.LittleEndian.AppendUint64(b, m.Round)
+		b = binary.LittleEndian.AppendUint64(b, uint64(m.LSN))
+		b = binary.LittleEndian.AppendUint64(b, uint64(m.LastEpoch))
+	case replica.Copy:
+		b = binary.LittleEndian.AppendUint64(b, m.Round)
+		b = binary.LittleEndian.AppendUint64(b, uint64(m.LSN))
+		b = m.Copy.AppendHeader(b)
+	case replica.Tokens:
+		b = binary.LittleEndian.AppendUint64(b, m.Round)
+		for _, volume := range slices.Sorted(maps.Keys(m.Tokens)) {
+			token := m.Tokens[volume]
+			b = binary.LittleEndian.AppendUint64(b, uint64(volume))
+			b = binary.LittleEndian.AppendUint64(b, token.Attachment)
+			b = binary.LittleEndian.AppendUint64(b, uint64(token.Seq))
+		}
 	}
 	return b
 }
 
-// ParseMessage decodes a message. The data of its entry aliases b and has
-// been compared with its checksums.
+// MessageData is the last part of the encoding of m: the data of its entry, or
+// the content of its copy.
+func MessageData(m *replica.Message) []byte {
+	if m.Kind == replica.Copy {
+		return m.Copy.Content
+	}
+	return m.Entry.Op.Data
+}
+
+// ParseMessage decodes a message. The data of its entry or copy aliases b and
+// has been compared with its checksums.
 func ParseMessage(b []byte) (replica.Message, error) {
 	if len(b) < messageLen || b[1]|b[2]|b[3] != 0 {
 		return replica.Message{}, fmt.Errorf("%w: replica message of %d bytes", chunk.ErrInvalid, len(b))
@@ -93,6 +127,18 @@ func ParseMessage(b []byte) (replica.Message, error) {
 		if ok = len(body) == lsnLen; ok {
 			m.LSN = parseLSN(body)
 		}
+	case replica.Reset:
+		if ok = len(body) == resetLen; ok {
+			m.Round = binary.LittleEndian.Uint64(body)
+			m.LSN = parseLSN(body[8:])
+			m.LastEpoch = chunk.Epoch(binary.LittleEndian.Uint64(body[16:]))
+		}
+	case replica.Copy:
+		if ok = len(body) >= copyLen; ok {
+			err = parseCopy(&m, body)
+		}
+	case replica.Tokens:
+		ok = parseTokens(&m, body)
 	default:
 		ok = false
 	}
@@ -125,6 +171,36 @@ func parseProbe(m *replica.Message, b []byte) bool {
 		})
 	}
 	m.Config = config
+	return true
+}
+
+func parseCopy(m *replica.Message, b []byte) error {
+	c, err := chunk.ParseCopy(b[copyLen:])
+	if err != nil {
+		return err
+	}
+	m.Round, m.LSN, m.Copy = binary.LittleEndian.Uint64(b), parseLSN(b[8:]), &c
+	return c.Verify()
+}
+
+func parseTokens(m *replica.Message, b []byte) bool {
+	if len(b) < roundLen || (len(b)-roundLen)%tokenLen != 0 {
+		return false
+	}
+	m.Round = binary.LittleEndian.Uint64(b)
+	m.Tokens = make(map[chunk.VolumeID]chunk.Token)
+	last := chunk.VolumeID(0)
+	for b = b[roundLen:]; len(b) > 0; b = b[tokenLen:] {
+		volume := chunk.VolumeID(binary.LittleEndian.Uint64(b))
+		if volume <= last {
+			return false
+		}
+		m.Tokens[volume] = chunk.Token{
+			Attachment: binary.LittleEndian.Uint64(b[8:]),
+			Seq:        chunk.Seq(binary.LittleEndian.Uint64(b[16:])),
+		}
+		last = volume
+	}
 	return true
 }
 
