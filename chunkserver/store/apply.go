@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"math/bits"
 	"slices"
@@ -38,44 +39,56 @@ func (s *Store) applyItem(it *item) error {
 	}
 	s.applying.Lock()
 	defer s.applying.Unlock()
-	var op *chunk.Op
-	if it.entry != nil {
-		op = &it.entry.Op
-	}
-	if err := s.apply(&it.record, op, it.at); err != nil {
+	err := s.apply(&it.record, &it.body, it.at)
+	if err != nil && !errors.Is(err, ErrNotReady) {
 		s.fail(err)
-		return err
 	}
-	return nil
+	return err
 }
 
 // apply executes the record at a place of the journal: when it has become
-// durable, and when the journal is replayed. op is nil for a record without.
-// applying must be held.
-func (s *Store) apply(r *record, op *chunk.Op, at position) error {
-	var volume chunk.VolumeID
-	var token chunk.Token
-	if op != nil {
-		volume, token = op.Ref.Volume, op.Token
-		if err := s.execute(op); err != nil {
-			return fmt.Errorf("%v of chunk %v, entry %d of copyset %d: %w", op.Kind, op.Ref, r.lsn, r.copyset, err)
+// durable, and when the journal is replayed. An error that is ErrNotReady says
+// that the record asks for what can't be, and has changed nothing. applying must
+// be held.
+func (s *Store) apply(r *record, b *body, at position) error {
+	var err error
+	switch {
+	case b.op != nil:
+		if err = s.execute(b.op, stamp{r.copyset, r.lsn}); err != nil {
+			return fmt.Errorf("%v of chunk %v, entry %d of copyset %d: %w", b.op.Kind, b.op.Ref, r.lsn, r.copyset, err)
+		}
+	case b.copied != nil:
+		// It shows what every operation up to here has done.
+		by := stamp{r.copyset, s.histories.end(r.copyset) + 1}
+		if err = s.replace(b.copied, by); err != nil && !errors.Is(err, ErrNotReady) {
+			return fmt.Errorf("copy of %v, of copyset %d: %w", b.copied.Part, r.copyset, err)
+		}
+	case r.kind == recordDrop:
+		if err = s.drop(r.copyset); err != nil {
+			return fmt.Errorf("drop copyset %d: %w", r.copyset, err)
 		}
 	}
-	s.histories.record(r, at, volume, token)
+	s.histories.record(r, b, at)
 	s.applied, s.appliedBatch = position{at.segment, at.off + r.size()}, r.batch
-	return nil
+	return err
 }
 
-func (s *Store) execute(op *chunk.Op) error {
+// A stamp says which operation changes a layer.
+type stamp struct {
+	copyset chunk.CopysetID
+	lsn     chunk.LSN
+}
+
+func (s *Store) execute(op *chunk.Op, by stamp) error {
 	switch op.Kind {
 	case chunk.OpWrite:
-		return s.write(op)
+		return s.write(op, by)
 	case chunk.OpZero:
-		return s.zero(op)
+		return s.zero(op, by)
 	case chunk.OpPurge:
-		return s.purge(op)
+		return s.purge(op, by)
 	case chunk.OpFlatten:
-		return s.flatten(op)
+		return s.flatten(op, by)
 	case chunk.OpFence:
 		return nil // its token is all
 	}
@@ -96,7 +109,7 @@ const layerRun = 256 << 10
 // write puts the blocks into the layer's file, then into its metadata. A
 // reader in between finds that block and checksum don't match, and looks
 // again when the shard's io is free.
-func (s *Store) write(op *chunk.Op) error {
+func (s *Store) write(op *chunk.Op, by stamp) error {
 	id := layerID{op.Ref, op.Token.Seq}
 	sh := s.table.shard(op.Ref.Index)
 	sh.io.Lock()
@@ -114,7 +127,7 @@ func (s *Store) write(op *chunk.Op) error {
 		off += layerRun
 	}
 	first, n := blocks(op.Off, op.Len)
-	return sh.change(id, first, n, func(l *layer) {
+	return sh.change(id, by, first, n, func(l *layer) {
 		for i, sum := range op.Sums {
 			if data, _, _ := l.state(first + i); !data {
 				s.used.Add(1)
@@ -126,13 +139,13 @@ func (s *Store) write(op *chunk.Op) error {
 
 // zero marks the blocks as zeros, which hide what older layers and the parent
 // have. What the layer itself had there is freed after the next checkpoint.
-func (s *Store) zero(op *chunk.Op) error {
+func (s *Store) zero(op *chunk.Op, by stamp) error {
 	id := layerID{op.Ref, op.Token.Seq}
 	sh := s.table.shard(op.Ref.Index)
 	sh.io.Lock()
 	defer sh.io.Unlock()
 	first, n := blocks(op.Off, op.Len)
-	return sh.change(id, first, n, func(l *layer) {
+	return sh.change(id, by, first, n, func(l *layer) {
 		for b := first; b < first+n; b++ {
 			if data, _, _ := l.state(b); data {
 				s.freeLater(id, b/partBlocks, 1<<(b%partBlocks))
@@ -144,7 +157,7 @@ func (s *Store) zero(op *chunk.Op) error {
 
 // change lets fn change n blocks of a layer, which is made if need be, and
 // keeps everything right that depends on them. io must be held.
-func (s *shard) change(id layerID, first, n int, fn func(*layer)) error {
+func (s *shard) change(id layerID, by stamp, first, n int, fn func(*layer)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c, err := s.column(id.ref)
@@ -153,6 +166,7 @@ func (s *shard) change(id layerID, first, n int, fn func(*layer)) error {
 	}
 	l := c.makeLayer(id.seq)
 	fn(l)
+	l.stamped(by)
 	s.touched(c, l, first, n)
 	s.trim()
 	return nil

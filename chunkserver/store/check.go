@@ -172,16 +172,21 @@ func (s *Store) inspect(ref chunk.Ref, fn func(*column)) error {
 // checkPart checks the blocks of one part, and returns how many there were.
 // Those that seem wrong may have changed between the looks at metadata and
 // file: they are looked at again while nothing changes. So operations wait for
-// a look at the medium only where there is damage.
+// a look at the medium only where there is damage. What is found is reported
+// when they go on, as it may then be repaired.
 func (s *Store) checkPart(id layerID, i int, report func(Finding)) (looked int, err error) {
 	looked, wrong, err := s.lookAt(id, i, ^uint64(0), func(Finding) {})
 	if err != nil || wrong == 0 {
 		return looked, err
 	}
+	var found []Finding
 	sh := s.table.shard(id.ref.Index)
 	sh.io.Lock()
-	defer sh.io.Unlock()
-	_, _, err = s.lookAt(id, i, wrong, report)
+	_, _, err = s.lookAt(id, i, wrong, func(f Finding) { found = append(found, f) })
+	sh.io.Unlock()
+	for _, f := range found {
+		report(f)
+	}
 	return looked, err
 }
 

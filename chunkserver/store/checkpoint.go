@@ -114,7 +114,7 @@ func (s *shard) cut(c *cut) {
 				i := bits.TrailingZeros64(m)
 				c.parts = append(c.parts, savedPart{l.id, i, l.parts[i]})
 			}
-			c.layers = append(c.layers, savedLayer{l.id, l.empty(), l.sum})
+			c.layers = append(c.layers, savedLayer{l.id, l.kept, l.sum, l.last})
 			l.lent, l.dirty = l.dirty, 0
 		}
 		column.saving = true
@@ -135,7 +135,8 @@ func (hs *histories) cut() map[chunk.CopysetID]savedCopyset {
 			tokens[volume] = h.tokens[volume]
 		}
 		clear(h.changed)
-		saved[id] = savedCopyset{h.promised, h.epoch, h.last, h.commit, tokens}
+		saved[id] = savedCopyset{h.promised, h.epoch, h.last, h.commit, h.whole, h.trusted, h.replaced, tokens}
+		h.replaced = false
 	}
 	return saved
 }
@@ -273,6 +274,7 @@ func (hs *histories) restore(saved map[chunk.CopysetID]savedCopyset) {
 	for id, c := range saved {
 		h := hs.of(id)
 		h.promised, h.epoch, h.last, h.commit = c.promised, c.epoch, c.last, c.commit
+		h.whole, h.trusted = c.whole, c.trusted
 		maps.Copy(h.tokens, c.tokens)
 	}
 }

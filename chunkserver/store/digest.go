@@ -29,7 +29,12 @@ func (s *Store) Digest(ref chunk.Ref) ([]LayerDigest, error) {
 	c := sh.columns[ref]
 	if c == nil {
 		sh.mu.RUnlock()
-		return s.meta.digests(ref) // as of now or later: what is in no column is saved
+		saved, err := s.meta.layers(ref) // as of now or later: what is in no column is saved
+		var digests []LayerDigest
+		for _, l := range saved {
+			digests = append(digests, LayerDigest{l.id.seq, l.sum.encode()})
+		}
+		return digests, err
 	}
 	defer sh.mu.RUnlock()
 	var digests []LayerDigest

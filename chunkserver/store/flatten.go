@@ -11,7 +11,7 @@ import (
 // flatten copies into layer 0 the blocks of a range that some view of the
 // clone reads from its parent, and that the parent has. The parent's zeros
 // need no copy: without a parent, absent blocks are zeros too.
-func (s *Store) flatten(op *chunk.Op) error {
+func (s *Store) flatten(op *chunk.Op, by stamp) error {
 	sh := s.table.shard(op.Ref.Index)
 	sh.io.Lock()
 	defer sh.io.Unlock()
@@ -29,7 +29,7 @@ func (s *Store) flatten(op *chunk.Op) error {
 		if err := s.copyRun(to, r); err != nil {
 			return err
 		}
-		err := sh.change(base, r.first, len(r.sums), func(l *layer) {
+		err := sh.change(base, by, r.first, len(r.sums), func(l *layer) {
 			for i, sum := range r.sums {
 				// The checksum of the content moves from one place to
 				// another; it is not computed from what was copied.

@@ -13,7 +13,7 @@ import (
 // little-endian, and only ever replaced as a whole:
 //
 //	 0 8   magic "LSSTORE\n"
-//	 8 u32 version of everything in the directory, 3
+//	 8 u32 version of everything in the directory, 4
 //	12 u32 CRC32C of bytes 16 to 63
 //	16 16  store UUID
 //	32 16  cluster UUID, or zeros
@@ -28,7 +28,7 @@ type format struct {
 const (
 	formatFile    = "format"
 	formatMagic   = "LSSTORE\n"
-	formatVersion = 3
+	formatVersion = 4
 	formatLen     = 64
 )
 

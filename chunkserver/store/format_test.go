@@ -34,8 +34,8 @@ func TestFormatFile(t *testing.T) {
 		change     func(b []byte)
 	}{
 		{"magic", "not that of a store", false, func(b []byte) { b[0] = 'X' }},
-		{"newer", "version 4, this program knows 3", false, func(b []byte) { b[8] = 4 }},
-		{"older", "version 1, this program knows 3", false, func(b []byte) { b[8] = 1 }},
+		{"newer", "version 5, this program knows 4", false, func(b []byte) { b[8] = 5 }},
+		{"older", "version 1, this program knows 4", false, func(b []byte) { b[8] = 1 }},
 		{"flipped bit", "damaged", true, func(b []byte) { b[20] ^= 1 }},
 		{"another store's journal", "another store", true, func(b []byte) { b[20] ^= 1; reseal(b) }},
 	} {
@@ -188,10 +188,11 @@ func TestFormatsDoNotChange(t *testing.T) {
 		what, want string
 		got        []byte
 	}{
-		{"format", "4c5353544f52450a0300000030237b2c010203000000000000000000000000000405060000000000000000000000000000001000000000000000000000000000", formatBytes},
+		{"format", "4c5353544f52450a0400000030237b2c010203000000000000000000000000000405060000000000000000000000000000001000000000000000000000000000", formatBytes},
 		{"segment", "4c534a4f55524e4c01000000d0cd6a430102030000000000000000000000000022110000000000000080000000000000", segmentBytes},
 		{"record", "4c53523101010000770000008800000011000000000000002200000033000000440000000000000055000000000000006600000000000000000000001b9b83cd", recordBytes},
 		{"key of a layer", "0000000000001111000000220000000000000033", layerKey(id)},
+		{"layer", "8e367d821c75c0d232edf4f4e18dc84902000000000000005500000000000000" + "66000000", (&savedLayer{id, l.kept, l.sum, stamp{0x66, 0x55}}).encode()},
 		{"part", "02000000000000800100000000000000ddccbbaa44332211", l.parts[1].encode()},
 		{"name of a layer", "6c61796572732f303030303030303030303030313131312f30303030303032322e30303030303030303030303030303333", []byte(id.name())},
 		{"mix", "2cb4b437", binary.BigEndian.AppendUint32(nil, id.mix(77))},

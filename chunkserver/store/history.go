@@ -22,6 +22,10 @@ type history struct {
 	commit   chunk.LSN
 	tokens   map[chunk.VolumeID]chunk.Token
 	changed  map[chunk.VolumeID]struct{} // tokens that the database lacks
+	replaced bool                        // the database has tokens that are gone
+
+	whole   bool      // what is here is what the history says, as far as it is here
+	trusted chunk.LSN // what no later operation has changed, here or elsewhere, is too
 
 	// tail is where the entries above commit are, in order. Invariant: the
 	// journal keeps their segments.
@@ -48,9 +52,8 @@ func (hs *histories) of(id chunk.CopysetID) *history {
 	return h
 }
 
-// record takes in what a journal record at a place says about its copyset;
-// token is that of the volume of an entry's operation.
-func (hs *histories) record(r *record, at position, volume chunk.VolumeID, token chunk.Token) {
+// record takes in what a journal record at a place says about its copyset.
+func (hs *histories) record(r *record, b *body, at position) {
 	if r.kind == recordMark {
 		return
 	}
@@ -61,10 +64,19 @@ func (hs *histories) record(r *record, at position, volume chunk.VolumeID, token
 	case r.kind == recordPromise:
 		h.promised = max(h.promised, r.epoch)
 	case r.kind == recordReset:
+		h.leave()
 		h.epoch, h.last, h.commit = r.epoch, r.lsn, r.lsn
-	case r.flags&flagKept == 0:
+		for volume, token := range b.tokens {
+			h.take(volume, token)
+		}
+	case r.kind == recordTrust:
+		h.whole = true
+	case r.kind == recordDrop:
+		h.leave()
+		h.epoch, h.last, h.commit, h.trusted = 0, 0, 0, 0
+	case r.kind == recordEntry && r.flags&flagKept == 0:
 		h.epoch, h.last = r.epoch, r.lsn
-		h.take(volume, token)
+		h.take(b.op.Ref.Volume, b.op.Token)
 	}
 	h.retain(r, at)
 	h.committed(r.commit)
@@ -75,7 +87,7 @@ func (hs *histories) record(r *record, at position, volume chunk.VolumeID, token
 func (hs *histories) retained(r *record, at position) {
 	hs.mu.Lock()
 	defer hs.mu.Unlock()
-	if r.kind == recordEntry || r.kind == recordReset {
+	if r.kind == recordEntry || r.kind == recordReset || r.kind == recordDrop {
 		hs.of(r.copyset).retain(r, at)
 	}
 }
@@ -92,7 +104,7 @@ func (hs *histories) trim() {
 // retain brings the tail up to date with a record.
 func (h *history) retain(r *record, at position) {
 	switch {
-	case r.kind == recordReset:
+	case r.kind == recordReset, r.kind == recordDrop:
 		h.tail = nil
 	case r.kind != recordEntry:
 	case r.flags&flagKept == 0:
@@ -124,6 +136,23 @@ func (h *history) committed(lsn chunk.LSN) {
 		i++
 	}
 	h.tail = h.tail[i:]
+}
+
+// leave ends the history as it was. What was committed of it remains true of
+// the content, unless that was being brought up to date.
+func (h *history) leave() {
+	if h.whole {
+		h.whole, h.trusted = false, h.commit
+	}
+	h.tokens, h.replaced = make(map[chunk.VolumeID]chunk.Token), true
+	clear(h.changed)
+}
+
+// end returns where the history of a copyset ends.
+func (hs *histories) end(id chunk.CopysetID) chunk.LSN {
+	hs.mu.Lock()
+	defer hs.mu.Unlock()
+	return hs.of(id).last
 }
 
 func (h *history) take(volume chunk.VolumeID, token chunk.Token) {

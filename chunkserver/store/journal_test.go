@@ -433,10 +433,11 @@ func TestUncommittedEntryIsKept(t *testing.T) {
 func TestReset(t *testing.T) {
 	d := newDisk()
 	s := mustOpen(t, "", onDisk(d))
+	tokens := map[chunk.VolumeID]chunk.Token{7: {Attachment: 8, Seq: 9}}
 	reset := func(epoch chunk.Epoch, lsn chunk.LSN) {
 		t.Helper()
 		done := make(chan error, 1)
-		if err := s.Reset(context.Background(), 0, epoch, lsn, func(err error) { done <- err }); err != nil {
+		if err := s.Reset(context.Background(), 0, epoch, lsn, tokens, func(err error) { done <- err }); err != nil {
 			t.Fatal(err)
 		}
 		if err := <-done; err != nil {
@@ -472,8 +473,13 @@ func TestReset(t *testing.T) {
 	c.must(t, writeOp(ref10, 1, 9, filled(1, 98)))
 	d.kill(s)
 	s = mustOpen(t, "", onDisk(d))
-	if state := lastOf(s, 0); state.Last != 101 || state.Commit != 100 || len(state.Tail) != 1 {
+	state := lastOf(s, 0)
+	if state.Last != 101 || state.Commit != 100 || len(state.Tail) != 1 {
 		t.Fatalf("found %+v", state)
+	}
+	tokens[1] = chunk.Token{Attachment: 1, Seq: 1}
+	if diff := cmp.Diff(tokens, state.Tokens); diff != "" {
+		t.Errorf("tokens (-want +got):\n%s", diff)
 	}
 }
 

@@ -88,6 +88,7 @@ type layer struct {
 	dirty uint64       // parts that differ from the database
 	lent  uint64       // parts that a cut refers to: replaced instead of changed
 	sum   digest       // Invariant: of all blocks that are there
+	last  stamp        // of the last change; never of an earlier one than it was
 	size  int64        // as counted in shard.bytes
 }
 
@@ -167,8 +168,29 @@ func (l *layer) setZero(block int) {
 	l.sum.toggle(p.digest(i, bit))
 }
 
-// keepOnly makes all other blocks absent.
-func (l *layer) keepOnly(keep *blockSet) {
+// stamped notes what has changed the layer.
+func (l *layer) stamped(by stamp) {
+	l.last = stamp{by.copyset, max(l.last.lsn, by.lsn)}
+}
+
+// setAbsent makes one block absent.
+func (l *layer) setAbsent(block int) {
+	i, bit := block/partBlocks, uint64(1)<<(block%partBlocks)
+	if old := l.parts[i]; old == nil || old.has()&bit == 0 {
+		return
+	}
+	p := l.change(i)
+	l.sum.toggle(p.digest(i, bit))
+	p.data &^= bit
+	p.zero &^= bit
+	p.sums[block%partBlocks] = 0
+	if p.has() == 0 {
+		l.put(i, nil)
+	}
+}
+
+// keepOnly makes all other blocks absent, and reports whether there were any.
+func (l *layer) keepOnly(keep *blockSet) bool {
 	left, gone := 0, 0
 	l.each(func(i int, p *part) {
 		n := bits.OnesCount64(p.has() & keep[i])
@@ -195,6 +217,7 @@ func (l *layer) keepOnly(keep *blockSet) {
 	if afresh {
 		l.sum = l.summed()
 	}
+	return gone > 0
 }
 
 // blockSet is a set of the blocks of a chunk.

@@ -24,8 +24,10 @@ import (
 //	            then for each bit of data, from the lowest on, the u32 checksum of
 //	            the block: CRC32C of its content, xor layerID.mix. No value: all absent
 //	layers    u64 volume, u32 chunk, u64 seq -> the digest of all its parts, 16 bytes,
-//	            by which parts that are not what was saved are found out
-//	copysets  u32 copyset -> u64 promised epoch, u64 epoch, u64 last, u64 commit
+//	            by which parts that are not what was saved are found out; u64 with a bit
+//	            for each of its parts; u64 LSN of the last change, u32 copyset
+//	copysets  u32 copyset -> u64 promised epoch, u64 epoch, u64 last, u64 commit,
+//	            u64 1 if it is whole, u64 LSN up to which it is trusted if it isn't
 //	tokens    u32 copyset, u64 volume -> u64 attachment, u64 sequence number
 //	needless  u64 volume, u32 chunk, u64 seq
 //	            -> 64 x u64: blocks of the file to be freed, a word for each part, as above
@@ -98,15 +100,42 @@ type savedPart struct {
 
 // savedLayer is the sum of a layer that has changed.
 type savedLayer struct {
-	id    layerID
-	empty bool // delete it
-	sum   digest
+	id   layerID
+	kept uint64 // parts; 0: delete it
+	sum  digest
+	last stamp
+}
+
+const savedLayerLen = 36
+
+func (l *savedLayer) encode() []byte {
+	sum := l.sum.encode()
+	b := binary.LittleEndian.AppendUint64(sum[:], l.kept)
+	b = binary.LittleEndian.AppendUint64(b, uint64(l.last.lsn))
+	return binary.LittleEndian.AppendUint32(b, uint32(l.last.copyset))
+}
+
+// decodeLayer is the inverse of encode, for the layer of a key.
+func decodeLayer(k, v []byte) (l savedLayer, ok bool) {
+	if len(k) != layerKeyLen || len(v) != savedLayerLen {
+		return l, false
+	}
+	le := binary.LittleEndian
+	return savedLayer{
+		id:   parseLayerKey(k),
+		sum:  digest{le.Uint64(v), le.Uint64(v[8:])},
+		kept: le.Uint64(v[16:]),
+		last: stamp{chunk.CopysetID(le.Uint32(v[32:])), chunk.LSN(le.Uint64(v[24:]))},
+	}, true
 }
 
 // savedCopyset is what is saved of a history.
 type savedCopyset struct {
 	promised, epoch chunk.Epoch
 	last, commit    chunk.LSN
+	whole           bool
+	trusted         chunk.LSN
+	replaced        bool                           // there are no other tokens
 	tokens          map[chunk.VolumeID]chunk.Token // those that have changed
 }
 
@@ -165,11 +194,10 @@ func saveParts(bucket *bbolt.Bucket, parts []savedPart) error {
 func saveLayers(bucket *bbolt.Bucket, layers []savedLayer) error {
 	for _, l := range layers {
 		var err error
-		if l.empty {
+		if l.kept == 0 {
 			err = bucket.Delete(layerKey(l.id))
 		} else {
-			sum := l.sum.encode()
-			err = bucket.Put(layerKey(l.id), sum[:])
+			err = bucket.Put(layerKey(l.id), l.encode())
 		}
 		if err != nil {
 			return err
@@ -186,8 +214,19 @@ func saveCopysets(tx *bbolt.Tx, copysets map[chunk.CopysetID]savedCopyset) error
 		b = le.AppendUint64(b, uint64(c.epoch))
 		b = le.AppendUint64(b, uint64(c.last))
 		b = le.AppendUint64(b, uint64(c.commit))
+		whole := uint64(0)
+		if c.whole {
+			whole = 1
+		}
+		b = le.AppendUint64(b, whole)
+		b = le.AppendUint64(b, uint64(c.trusted))
 		if err := tx.Bucket(bucketCopysets).Put(key, b); err != nil {
 			return err
+		}
+		if c.replaced {
+			if err := deletePrefix(tx.Bucket(bucketTokens), key[:4]); err != nil {
+				return err
+			}
 		}
 		for volume, token := range c.tokens {
 			b := le.AppendUint64(nil, token.Attachment)
@@ -196,6 +235,16 @@ func saveCopysets(tx *bbolt.Tx, copysets map[chunk.CopysetID]savedCopyset) error
 			if err := tx.Bucket(bucketTokens).Put(key, b); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+func deletePrefix(bucket *bbolt.Bucket, prefix []byte) error {
+	cursor := bucket.Cursor()
+	for k, _ := cursor.Seek(prefix); bytes.HasPrefix(k, prefix); k, _ = cursor.Seek(prefix) {
+		if err := bucket.Delete(k); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -258,7 +307,7 @@ func (m *meta) load() (*cut, error) {
 			return badMeta(bucketJournal)
 		}
 		err := tx.Bucket(bucketCopysets).ForEach(func(k, v []byte) error {
-			if len(k) != 4 || len(v) != 32 {
+			if len(k) != 4 || len(v) != 48 {
 				return badMeta(bucketCopysets)
 			}
 			c.copysets[chunk.CopysetID(be.Uint32(k))] = savedCopyset{
@@ -266,6 +315,8 @@ func (m *meta) load() (*cut, error) {
 				epoch:    chunk.Epoch(le.Uint64(v[8:])),
 				last:     chunk.LSN(le.Uint64(v[16:])),
 				commit:   chunk.LSN(le.Uint64(v[24:])),
+				whole:    le.Uint64(v[32:]) != 0,
+				trusted:  chunk.LSN(le.Uint64(v[40:])),
 				tokens:   make(map[chunk.VolumeID]chunk.Token),
 			}
 			return nil
@@ -364,30 +415,56 @@ func (m *meta) column(ref chunk.Ref) ([]*layer, error) {
 			layers[len(layers)-1].restore(int(k[layerKeyLen]), p)
 		}
 		for _, l := range layers {
-			if sum := l.sum.encode(); string(tx.Bucket(bucketLayers).Get(layerKey(l.id))) != string(sum[:]) {
+			key := layerKey(l.id)
+			saved, ok := decodeLayer(key, tx.Bucket(bucketLayers).Get(key))
+			if !ok || saved.sum != l.sum || saved.kept != l.kept {
 				return fmt.Errorf("%w: %v has other parts than were saved", badMeta(bucketParts), l.id)
 			}
+			l.last = saved.last
 		}
 		return nil
 	})
 	return layers, err
 }
 
-// digests returns the digests of the layers of a chunk, ascending by seq.
-func (m *meta) digests(ref chunk.Ref) ([]LayerDigest, error) {
-	var digests []LayerDigest
+// layers returns what is saved of the layers of a chunk, ascending by seq.
+func (m *meta) layers(ref chunk.Ref) ([]savedLayer, error) {
+	var layers []savedLayer
 	err := m.db.View(func(tx *bbolt.Tx) error {
 		prefix := refKey(ref)
 		cursor := tx.Bucket(bucketLayers).Cursor()
 		for k, v := cursor.Seek(prefix); bytes.HasPrefix(k, prefix); k, v = cursor.Next() {
-			if len(k) != layerKeyLen || len(v) != 16 {
+			l, ok := decodeLayer(k, v)
+			if !ok {
 				return badMeta(bucketLayers)
 			}
-			digests = append(digests, LayerDigest{parseLayerKey(k).seq, [16]byte(v)})
+			layers = append(layers, l)
 		}
 		return nil
 	})
-	return digests, err
+	return layers, err
+}
+
+// chunksOf calls fn for each chunk behind after that has layers of a copyset,
+// ascending, until fn returns false.
+func (m *meta) chunksOf(copyset chunk.CopysetID, after chunk.Ref, fn func(chunk.Ref) bool) error {
+	return m.db.View(func(tx *bbolt.Tx) error {
+		cursor := tx.Bucket(bucketLayers).Cursor()
+		last := after
+		for k, v := cursor.Seek(refKey(after)); k != nil; k, v = cursor.Next() {
+			l, ok := decodeLayer(k, v)
+			switch {
+			case !ok:
+				return badMeta(bucketLayers)
+			case l.last.copyset != copyset || l.id.ref == last:
+			case !fn(l.id.ref):
+				return nil
+			default:
+				last = l.id.ref
+			}
+		}
+		return nil
+	})
 }
 
 // refs calls fn for each chunk of a volume that has layers, ascending.

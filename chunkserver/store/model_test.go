@@ -650,7 +650,11 @@ func (r *run) check() {
 		for i := range uint32(modelChunks) {
 			ref := chunk.Ref{Volume: v.id, Index: i}
 			kept, err1 := r.s.Digest(ref)
-			saved, err2 := r.s.meta.digests(ref)
+			layers, err2 := r.s.meta.layers(ref)
+			var saved []LayerDigest
+			for _, l := range layers {
+				saved = append(saved, LayerDigest{l.id.seq, l.sum.encode()})
+			}
 			if diff := cmp.Diff(kept, saved); diff != "" || err1 != nil || err2 != nil {
 				r.errorf("digests of %v: %v, %v\n%s", ref, err1, err2, diff)
 			}

@@ -9,7 +9,7 @@ import (
 // purge makes every block absent that lies in a layer up to op.UpTo and that
 // none of op.Views reaches. Nothing is remembered about who uses what: it is
 // worked out here, from the views that are left.
-func (s *Store) purge(op *chunk.Op) error {
+func (s *Store) purge(op *chunk.Op, by stamp) error {
 	sh := s.table.shard(op.Ref.Index)
 	sh.io.Lock()
 	defer sh.io.Unlock()
@@ -34,8 +34,10 @@ func (s *Store) purge(op *chunk.Op) error {
 			keep = new(blockSet)
 		}
 		l.each(func(i int, p *part) { s.freeLater(l.id, i, p.data&^keep[i]) })
-		l.keepOnly(keep)
-		sh.changed(c, l)
+		if l.keepOnly(keep) {
+			l.stamped(by)
+			sh.changed(c, l)
+		}
 	}
 	// No view that is left shows anything else now, but resolutions of views
 	// that are gone may refer to what has been purged.

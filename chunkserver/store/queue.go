@@ -12,11 +12,18 @@ import (
 // An item is a record on its way into the journal.
 type item struct {
 	record
-	entry *chunk.Entry // of recordEntry
-	head  []byte       // room for the record's header, then the payload but for data
-	data  []byte       // the rest of the payload
-	at    position     // where the writer has put it
-	done  func(error)  // nil unless the item is the last of its request
+	body
+	head []byte      // room for the record's header, then the payload but for data
+	data []byte      // the rest of the payload
+	at   position    // where the writer has put it
+	done func(error) // nil unless the item is the last of its request
+}
+
+// body is what a record's payload says.
+type body struct {
+	op     *chunk.Op                      // of recordEntry, unless it is kept
+	tokens map[chunk.VolumeID]chunk.Token // of recordReset
+	copied *chunk.Copy                    // of recordCopy
 }
 
 // newItem lays out a record whose payload is what head holds behind the
@@ -33,7 +40,20 @@ func entryItem(e *chunk.Entry) *item {
 	head = e.Op.AppendHeader(head)
 	r := record{kind: recordEntry, copyset: e.Copyset, epoch: e.Epoch, lsn: e.LSN, commit: e.Commit}
 	it := newItem(r, head, e.Op.Data)
-	it.entry = e
+	it.op = &e.Op
+	return it
+}
+
+func copyItem(copyset chunk.CopysetID, c *chunk.Copy) *item {
+	head := make([]byte, recordHeader, recordHeader+c.EncodedLen()-len(c.Content))
+	it := newItem(record{kind: recordCopy, copyset: copyset}, c.AppendHeader(head), c.Content)
+	it.copied = c
+	return it
+}
+
+func resetItem(r record, tokens map[chunk.VolumeID]chunk.Token) *item {
+	it := newItem(r, appendTokens(make([]byte, recordHeader, recordHeader+tokenLen*len(tokens)), tokens), nil)
+	it.tokens = tokens
 	return it
 }
 

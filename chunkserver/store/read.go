@@ -161,7 +161,7 @@ func (s *Store) readAgain(view *chunk.View, ref chunk.Ref, p []byte, block int) 
 		return err
 	}
 	if !ok[0] {
-		return fmt.Errorf("%w: block %d of %v", ErrDamaged, block, from.id)
+		return &DamageError{from.id.ref, from.id.seq, block}
 	}
 	return nil
 }

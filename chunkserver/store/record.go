@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"maps"
+	"slices"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 )
@@ -20,12 +22,12 @@ import (
 //	16 u64 batch
 //	24 u32 copyset; 0 for recordMark
 //	28 u32 chain: the header checksum of the record before; 0 in the very first
-//	32 u64 epoch; 0 for recordMark
-//	40 u64 LSN; 0 for recordPromise and recordMark
+//	32 u64 epoch, for recordEntry, recordPromise and recordReset, else 0
+//	40 u64 LSN, for recordEntry and recordReset, else 0
 //	48 u64 commit, for recordEntry, else 0
 //	56 u32 0
 //	60 u32 header checksum: CRC32C of store UUID, segment number and bytes 0 to 59
-//	64     payload, then zeros up to a multiple of 8; empty but for recordEntry
+//	64     payload, then zeros up to a multiple of 8; empty unless its kind says what it is
 //
 // A record has the version of its segment. The store and the segment are part
 // of the checksum, so that what an earlier use of a segment's file has left
@@ -57,11 +59,20 @@ const (
 	recordEntry recordKind = 1
 	// recordPromise: the copyset refuses epochs below the record's.
 	recordPromise recordKind = 2
-	// recordReset: the copyset's history goes on behind the record's LSN.
+	// recordReset: the copyset's history goes on behind the record's LSN. The
+	// payload has its tokens, ascending by volume: u64 volume, u64 attachment,
+	// u64 sequence number of each.
 	recordReset recordKind = 3
 	// recordMark ends what the last run left: written whenever a store is
 	// opened, it makes the end of the journal the end of a batch.
 	recordMark recordKind = 4
+	// recordTrust: what is here of the copyset is what its history says.
+	recordTrust recordKind = 5
+	// recordCopy: a part of a layer is to be as the payload says, which is as
+	// chunk.ParseCopy reads it.
+	recordCopy recordKind = 6
+	// recordDrop: the copyset is no longer here.
+	recordDrop recordKind = 7
 )
 
 type recordFlags uint8
@@ -142,6 +153,49 @@ func (r *record) entry(payload []byte) (chunk.Entry, error) {
 		return chunk.Entry{}, fmt.Errorf("entry %d of copyset %d can't be read by this version: %v", r.lsn, r.copyset, err)
 	}
 	return chunk.Entry{Copyset: r.copyset, Epoch: r.epoch, LSN: r.lsn, Commit: r.commit, Op: op}, nil
+}
+
+// body returns what the payload of r says.
+func (r *record) body(payload []byte) (body, error) {
+	switch {
+	case r.kind == recordEntry && r.flags&flagKept == 0:
+		e, err := r.entry(payload)
+		return body{op: &e.Op}, err
+	case r.kind == recordReset:
+		tokens, ok := parseTokens(payload)
+		if !ok {
+			return body{}, fmt.Errorf("tokens of copyset %d can't be read by this version", r.copyset)
+		}
+		return body{tokens: tokens}, nil
+	case r.kind == recordCopy:
+		c, err := chunk.ParseCopy(payload)
+		if err != nil {
+			return body{}, fmt.Errorf("copy for copyset %d can't be read by this version: %v", r.copyset, err)
+		}
+		return body{copied: &c}, nil
+	}
+	return body{}, nil
+}
+
+const tokenLen = 24
+
+func appendTokens(b []byte, tokens map[chunk.VolumeID]chunk.Token) []byte {
+	le := binary.LittleEndian
+	for _, volume := range slices.Sorted(maps.Keys(tokens)) {
+		b = le.AppendUint64(b, uint64(volume))
+		b = le.AppendUint64(b, tokens[volume].Attachment)
+		b = le.AppendUint64(b, uint64(tokens[volume].Seq))
+	}
+	return b
+}
+
+func parseTokens(b []byte) (map[chunk.VolumeID]chunk.Token, bool) {
+	le := binary.LittleEndian
+	tokens := make(map[chunk.VolumeID]chunk.Token, len(b)/tokenLen)
+	for ; len(b) >= tokenLen; b = b[tokenLen:] {
+		tokens[chunk.VolumeID(le.Uint64(b))] = chunk.Token{Attachment: le.Uint64(b[8:]), Seq: chunk.Seq(le.Uint64(b[16:]))}
+	}
+	return tokens, len(b) == 0
 }
 
 // align rounds n up to a multiple of to.

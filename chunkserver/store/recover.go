@@ -223,7 +223,7 @@ func readRecord(segment *segment, content []byte, off int64) (found, uint32, boo
 // checkpoint.
 func (r *replay) take(rec *record, at position, payload []byte) error {
 	s := r.store
-	if rec.flags&^knownFlags != 0 || rec.kind < recordEntry || rec.kind > recordMark {
+	if rec.flags&^knownFlags != 0 || rec.kind < recordEntry || rec.kind > recordDrop {
 		return fmt.Errorf("record of kind %d with flags %x: this program does not know it", rec.kind, rec.flags)
 	}
 	if at.before(r.from) {
@@ -231,14 +231,14 @@ func (r *replay) take(rec *record, at position, payload []byte) error {
 		return nil
 	}
 	r.replayed++
-	if rec.kind != recordEntry || rec.flags&flagKept != 0 {
-		return s.apply(rec, nil, at)
-	}
-	e, err := rec.entry(payload)
+	b, err := rec.body(payload)
 	if err != nil {
 		return err
 	}
-	return s.apply(rec, &e.Op, at)
+	if err := s.apply(rec, &b, at); !errors.Is(err, ErrNotReady) {
+		return err
+	}
+	return nil // as it was when it was applied first
 }
 
 // resume makes the journal go on behind what r has found, and marks the place.

@@ -364,19 +364,6 @@ func (s *Store) Promise(ctx context.Context, copyset chunk.CopysetID, epoch chun
 	return s.journal.queue.accept(ctx, []*item{it}, done, func() error { return nil })
 }
 
-// Reset forgets where the history of the copyset ended and lets it go on
-// behind lsn of epoch: for a member that joins a history or has to leave its
-// own. Layers and tokens stay as they are; there is no tail afterwards. done
-// as for Append.
-func (s *Store) Reset(ctx context.Context, copyset chunk.CopysetID, epoch chunk.Epoch, lsn chunk.LSN, done func(error)) error {
-	it := wordItem(record{kind: recordReset, copyset: copyset, epoch: epoch, lsn: lsn})
-	q := s.journal.queue
-	return q.accept(ctx, []*item{it}, done, func() error {
-		q.ends[copyset] = lsn
-		return nil
-	})
-}
-
 // Committed tells the store that every in-sync member of the copyset is
 // durable up to lsn, so that it need not keep the entries up to there.
 func (s *Store) Committed(copyset chunk.CopysetID, lsn chunk.LSN) {
