@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/localsnap/localsnap/chunkserver/chunk"
 	"github.com/localsnap/localsnap/chunkserver/replica"
 	"github.com/localsnap/localsnap/chunkserver/wire"
 )
@@ -19,6 +21,8 @@ const (
 	// leaderTimeout bounds how long a server may take to welcome the
 	// session or to answer. One that takes longer is given up for another.
 	leaderTimeout = 3 * time.Second
+	// room is how many bytes must fit into a store that is not full.
+	room = 16 << 20
 )
 
 // lead keeps a session with the metadata leader until the server stops.
@@ -100,6 +104,7 @@ func (s *Server) heartbeats(conn *wire.Conn) error {
 		}
 		select {
 		case <-tick.C:
+		case <-s.news:
 		case <-conn.Done():
 			return conn.Err()
 		case <-s.ctx.Done():
@@ -115,7 +120,33 @@ func (s *Server) heartbeat(conn *wire.Conn) error {
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, leaderTimeout)
 	defer cancel()
-	return wire.Ask(ctx, conn, wire.KindHeartbeat, wire.Heartbeat{Used: usage.Used, Free: usage.Free}, nil)
+	sign := wire.Heartbeat{Used: usage.Used, Free: usage.Free, Full: s.store.Admit(room) != nil, Reports: s.reports()}
+	return wire.Ask(ctx, conn, wire.KindHeartbeat, sign, nil)
+}
+
+// reports is what the primaries here have to tell about the members of their
+// copysets.
+func (s *Server) reports() (reports []wire.Report) {
+	s.mu.Lock()
+	all := slices.Collect(maps.Values(s.copysets))
+	s.mu.Unlock()
+	for _, c := range all {
+		c.mu.Lock()
+		report := c.reported()
+		c.mu.Unlock()
+		if len(report.Synced)+len(report.Lagging) > 0 {
+			reports = append(reports, report)
+		}
+	}
+	return reports
+}
+
+// ring has the leader told at once what is new.
+func (s *Server) ring() {
+	select {
+	case s.news <- struct{}{}:
+	default:
+	}
 }
 
 // leaderCalls handles what the metadata leader asks.
@@ -163,15 +194,31 @@ func (s *Server) configure(ctx context.Context, req wire.Configure) (done wire.C
 	errs := make([]error, len(req.Copysets))
 	var all sync.WaitGroup
 	for i, config := range req.Copysets {
-		all.Go(func() { errs[i] = s.copyset(config.ID).step(replica.Configure{Config: config}) })
+		all.Go(func() { errs[i] = s.take(config) })
 	}
 	all.Wait()
 	for _, config := range req.Copysets {
-		if s.copyset(config.ID).promised() > config.Epoch {
+		if c := s.known(config.ID); c != nil && c.promised() > config.Epoch {
 			done.Sealed = append(done.Sealed, config.ID)
 		}
 	}
 	return done, errors.Join(errs...)
+}
+
+// take takes in a configuration. What is here of a copyset that has no member
+// here is dropped.
+func (s *Server) take(config chunk.Copyset) error {
+	if config.Member(s.node) != nil {
+		return s.copyset(config.ID).step(replica.Configure{Config: config})
+	}
+	c := s.known(config.ID)
+	if c == nil {
+		return nil
+	}
+	if err := c.step(replica.Configure{Config: config}); err != nil {
+		return err
+	}
+	return c.drop(config.Epoch)
 }
 
 // seal returns the ends of all histories named, or an error if any copyset

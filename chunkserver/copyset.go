@@ -33,7 +33,10 @@ type copyset struct {
 	core    *replica.Core
 	waiting map[replica.Ticket]func(replica.Reply)
 	last    replica.Ticket
-	halted  error // why nothing is done any more, as chunk.ErrStopped
+	halted  error       // why nothing is done any more, as chunk.ErrStopped
+	told    wire.Report // what the leader was rung about
+
+	pull *pull // what is under way to bring the copyset up to date, or nil
 
 	// links are the connections to the peers. A copyset changes over to a
 	// new one as it tells its core of it, so that nothing is sent there
@@ -60,13 +63,40 @@ func (c *copyset) run() {
 	for {
 		select {
 		case <-c.wake:
-			c.step(replica.Durable{LSN: chunk.LSN(c.durable.Load())})
+			c.madeDurable()
 		case <-tick.C:
 			c.step(replica.Tick{})
+			c.report()
 		case <-c.server.ctx.Done():
 			return
 		}
 	}
+}
+
+// madeDurable tells the core what the store has reported. Both are looked at
+// under mu: a reset may have put the history back in between.
+func (c *copyset) madeDurable() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.halted == nil {
+		c.carryOut(c.core.Step(replica.Durable{LSN: chunk.LSN(c.durable.Load())}))
+	}
+}
+
+// report has the leader told when there is something new about members.
+func (c *copyset) report() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if report := c.reported(); !report.Equal(c.told) {
+		c.told = report
+		c.server.ring()
+	}
+}
+
+// reported is what the leader is to know about the members. mu must be held.
+func (c *copyset) reported() wire.Report {
+	synced, lagging := c.core.Report()
+	return wire.Report{Copyset: c.id, Epoch: c.core.Config().Epoch, Synced: synced, Lagging: lagging}
 }
 
 // step takes in an event that needs no answer.
@@ -82,16 +112,18 @@ func (c *copyset) step(e replica.Event) error {
 
 // ask takes in the event that request makes of a ticket. answer is called
 // once, under mu, now or later: it must not block.
-func (c *copyset) ask(request func(replica.Ticket) replica.Event, answer func(replica.Reply)) {
+func (c *copyset) ask(request func(replica.Ticket) replica.Event, answer func(replica.Reply)) replica.Ticket {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.last++
+	ticket := c.last
 	if c.halted != nil {
 		answer(replica.Reply{Err: c.halted})
-		return
+		return ticket
 	}
-	c.last++
-	c.waiting[c.last] = answer
-	c.carryOut(c.core.Step(request(c.last)))
+	c.waiting[ticket] = answer
+	c.carryOut(c.core.Step(request(ticket)))
+	return ticket
 }
 
 // promised is the epoch below which everything is refused.
@@ -121,9 +153,28 @@ func (c *copyset) carryOut(e replica.Effects) {
 			return
 		}
 	}
+	if e.Reset != nil {
+		if err := c.reset(e.Reset); err != nil {
+			c.halt(fmt.Errorf("go on behind %d: %w", e.Reset.LSN, err))
+			return
+		}
+	}
 	if len(e.Journal) > 0 {
 		if err := c.journal(slices.Clone(e.Journal)); err != nil {
 			c.halt(fmt.Errorf("journal: %w", err))
+			return
+		}
+	}
+	for i := range e.Copies {
+		copied := e.Copies[i] // the effects' room is used again
+		if err := c.keep(&copied); err != nil {
+			c.halt(fmt.Errorf("copy: %w", err))
+			return
+		}
+	}
+	if e.Trust {
+		if err := c.trust(); err != nil {
+			c.halt(fmt.Errorf("trust: %w", err))
 			return
 		}
 	}
@@ -141,6 +192,7 @@ func (c *copyset) carryOut(e replica.Effects) {
 	for _, node := range e.Suspects {
 		c.server.log.Error("member of copyset contradicts what it acknowledged", "copyset", c.id, "node", node)
 	}
+	c.follow()
 }
 
 // promise returns when the promise is durable, and with it everything that
@@ -151,6 +203,23 @@ func (c *copyset) promise(epoch chunk.Epoch) error {
 		return err
 	}
 	return <-done // the store answers in any case
+}
+
+// reset returns when the history goes on behind another end, durably. All that
+// was journaled before has been reported then.
+func (c *copyset) reset(r *replica.History) error {
+	done := make(chan error, 1)
+	if err := c.server.store.Reset(c.server.ctx, c.id, r.LastEpoch, r.LSN, r.Tokens, func(err error) { done <- err }); err != nil {
+		return err
+	}
+	err := <-done // the store answers in any case
+	c.durable.Store(uint64(r.LSN))
+	return err
+}
+
+// trust has the store note that what it has is what the history says.
+func (c *copyset) trust() error {
+	return c.server.store.Trust(c.server.ctx, c.id, func(error) {}) // a store that fails ends the server
 }
 
 // journal returns when the store has accepted the entries.
@@ -170,7 +239,7 @@ func (c *copyset) journal(entries []chunk.Entry) error {
 
 func (c *copyset) send(e *replica.Envelope) {
 	if conn := c.links[e.To]; conn != nil {
-		conn.Tell(wire.KindReplica, wire.AppendMessage(nil, &e.Message), e.Message.Entry.Op.Data)
+		conn.Tell(wire.KindReplica, wire.AppendMessage(nil, &e.Message), wire.MessageData(&e.Message))
 	}
 }
 
@@ -184,4 +253,15 @@ func (c *copyset) halt(err error) {
 	}
 	clear(c.waiting)
 	c.server.stop(c.halted)
+}
+
+// drop forgets what is here of the copyset, unless a configuration behind that
+// of epoch has come meanwhile.
+func (c *copyset) drop(epoch chunk.Epoch) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if last, _ := c.core.End(); c.halted != nil || last == 0 || c.core.Config().Epoch != epoch {
+		return c.halted
+	}
+	return c.server.store.Drop(c.server.ctx, c.id, func(error) {}) // a store that fails ends the server
 }

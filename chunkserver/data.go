@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 	"github.com/localsnap/localsnap/chunkserver/replica"
@@ -47,6 +48,7 @@ func (s *Server) submit(r *wire.Request) {
 			return
 		}
 	}
+	began := time.Now()
 	c.ask(func(t replica.Ticket) replica.Event {
 		return replica.Submit{Ticket: t, Epoch: req.Epoch, Op: req.Op}
 	}, func(reply replica.Reply) {
@@ -54,6 +56,7 @@ func (s *Server) submit(r *wire.Request) {
 			r.Refuse(reply.Err)
 			return
 		}
+		s.pace.observe(time.Since(began))
 		r.Reply(nil, nil)
 	})
 }
@@ -113,7 +116,11 @@ func (s *Server) read(r *wire.Request, limit uint32, get content) {
 		var data []byte
 		// The core knows why an epoch isn't served, and refuses the same.
 		if c.serving.Load() == uint64(req.Epoch) {
-			if data, err = get(view, ask.Ref, req.Off, req.Len); err != nil {
+			err = s.mended(ctx, func() (err error) {
+				data, err = get(view, ask.Ref, req.Off, req.Len)
+				return err
+			})
+			if err != nil {
 				s.reading.Release(weight)
 				r.Refuse(err)
 				return

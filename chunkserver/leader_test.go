@@ -25,7 +25,8 @@ type leader struct {
 	nodes    map[string]chunk.NodeID // by store
 	sessions map[chunk.NodeID]*session
 	beats    map[chunk.NodeID]int
-	changed  chan struct{} // closed when any of these has changed
+	signs    map[chunk.NodeID]wire.Heartbeat // the last ones
+	changed  chan struct{}                   // closed when any of these has changed
 }
 
 // session is a registered chunkserver's process.
@@ -41,6 +42,7 @@ func newLeader(t *testing.T) *leader {
 		nodes:    make(map[string]chunk.NodeID),
 		sessions: make(map[chunk.NodeID]*session),
 		beats:    make(map[chunk.NodeID]int),
+		signs:    make(map[chunk.NodeID]wire.Heartbeat),
 		changed:  make(chan struct{}),
 	}
 	l.address = serve(t, func(*wire.Conn, wire.Hello) (wire.Handler, error) { return l, nil })
@@ -92,12 +94,13 @@ func (l *leader) Handle(r *wire.Request) {
 			return wire.Registered{Cluster: l.cluster, Node: node}, nil
 		})
 	case wire.KindHeartbeat:
-		wire.Answer(r, func(context.Context, wire.Heartbeat) (struct{}, error) {
+		wire.Answer(r, func(_ context.Context, sign wire.Heartbeat) (struct{}, error) {
 			l.mu.Lock()
 			defer l.mu.Unlock()
 			for node, s := range l.sessions {
 				if s.conn == r.Conn() {
 					l.beats[node]++
+					l.signs[node] = sign
 				}
 			}
 			l.stir()

@@ -109,10 +109,24 @@ func (p *peerCalls) Handle(r *wire.Request) {
 	if p.broken {
 		return
 	}
-	if r.Kind != wire.KindReplica {
+	switch r.Kind {
+	case wire.KindReplica:
+		p.receive(r)
+	case wire.KindSurvey:
+		wire.Answer(r, p.s.survey)
+	case wire.KindPull:
+		p.s.supply(r, p.from)
+	case wire.KindPulled:
+		wire.Answer(r, func(_ context.Context, req wire.Pulled) (struct{}, error) { return p.s.pulled(p.from, req) })
+	case wire.KindBlock:
+		wire.Answer(r, p.s.block)
+	default:
 		wire.Deaf{}.Handle(r)
-		return
 	}
+}
+
+// receive takes in a message to a copyset.
+func (p *peerCalls) receive(r *wire.Request) {
 	m, err := wire.ParseMessage(r.Payload)
 	if err == nil {
 		err = p.s.copyset(m.Copyset).step(replica.Receive{From: p.from, Message: m})

@@ -43,6 +43,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/semaphore"
 
@@ -71,6 +72,11 @@ type Server struct {
 	log         *slog.Logger
 	views       views
 	reading     *semaphore.Weighted // bytes of reads that are not answered yet
+	pulling     *semaphore.Weighted // copysets that are brought up to date
+	pace        *pace               // of what is supplied to others
+	supplied    atomic.Uint64       // bytes copied to others
+	copied      atomic.Uint64       // bytes copied from others
+	news        chan struct{}       // holds a token when the leader is to hear of something at once
 
 	ctx     context.Context // of Run
 	stop    context.CancelCauseFunc
@@ -100,22 +106,24 @@ func New(cfg Config) (*Server, error) {
 	}
 	cfg.Store.Log = cmp.Or(cfg.Store.Log, cfg.Log)
 	cfg.Address = cmp.Or(cfg.Address, cfg.Listener.Addr().String())
-	st, err := store.Open(cfg.Dir, cfg.Store)
-	if err != nil {
-		return nil, err
-	}
 	s := &Server{
-		cfg:         cfg,
-		store:       st,
 		incarnation: newIncarnation(),
 		log:         cfg.Log,
 		reading:     semaphore.NewWeighted(maxReading),
+		pulling:     semaphore.NewWeighted(maxPulling),
+		pace:        newPace(),
+		news:        make(chan struct{}, 1),
 		joined:      make(chan struct{}),
-		found:       st.Copysets(),
 		copysets:    make(map[chunk.CopysetID]*copyset),
 		peers:       make(map[chunk.NodeID]*peer),
 	}
 	s.ctx, s.stop = context.WithCancelCause(context.Background())
+	cfg.Store.Damaged = s.mendFound
+	st, err := store.Open(cfg.Dir, cfg.Store)
+	if err != nil {
+		return nil, err
+	}
+	s.cfg, s.store, s.found = cfg, st, st.Copysets()
 	return s, nil
 }
 
@@ -212,6 +220,29 @@ func (s *Server) copyset(id chunk.CopysetID) *copyset {
 		return c
 	}
 	return s.add(replica.State{Copyset: id})
+}
+
+// link returns the connection to a peer, or nil.
+func (s *Server) link(node chunk.NodeID) *wire.Conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p := s.peers[node]; p != nil {
+		return p.conn
+	}
+	return nil
+}
+
+// connected returns the connections to all peers.
+func (s *Server) connected() map[chunk.NodeID]*wire.Conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	conns := make(map[chunk.NodeID]*wire.Conn)
+	for node, p := range s.peers {
+		if p.conn != nil {
+			conns[node] = p.conn
+		}
+	}
+	return conns
 }
 
 // accept decides on a connection to the data plane.
