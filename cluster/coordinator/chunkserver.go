@@ -27,7 +27,7 @@ type chunkserver struct {
 	node    fsm.Node                        // zero until registered
 	told    map[chunk.CopysetID]chunk.Epoch // configurations that it has confirmed
 	telling bool                            // it is being told others
-	usage   wire.Heartbeat                  // of its last sign of life
+	sign    wire.Heartbeat                  // the last one
 }
 
 // Handle answers what the chunkserver asks.
@@ -43,10 +43,15 @@ func (s *chunkserver) Handle(r *wire.Request) {
 	}
 }
 
-func (s *chunkserver) heartbeat(_ context.Context, usage wire.Heartbeat) (struct{}, error) {
-	s.term.mu.Lock()
-	defer s.term.mu.Unlock()
-	s.usage = usage
+func (s *chunkserver) heartbeat(_ context.Context, sign wire.Heartbeat) (struct{}, error) {
+	t := s.term
+	t.mu.Lock()
+	news := sign.Full != s.sign.Full || !slices.EqualFunc(sign.Reports, s.sign.Reports, wire.Report.Equal)
+	s.sign = sign
+	t.mu.Unlock()
+	if news {
+		t.ring()
+	}
 	return struct{}{}, nil
 }
 
@@ -92,6 +97,7 @@ func (s *chunkserver) register(ctx context.Context, req wire.Register) (wire.Reg
 	s.node = node
 	t.chunkservers[node.ID] = s
 	t.heard[node.ID] = time.Now()
+	delete(t.gone, node.ID)
 	t.mu.Unlock()
 	t.log.Info("chunkserver registered", "node", node.ID, "address", node.Address)
 	t.ring()

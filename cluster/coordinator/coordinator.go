@@ -29,18 +29,16 @@
 //
 // # Failure of a chunkserver
 //
-// One that has said nothing for long, counted from the beginning of the term at
-// the earliest, is given up (watch.go). What follows from that is a pure function
+// One that has said nothing for two seconds, counted from the beginning of the
+// term at the earliest, or whose port refuses connections, has failed (watch.go). What follows from that is a pure function
 // (decide.go). Its decisions are committed, for all copysets at a time, if the
 // state is still what they were made on; members and gateways are told then. A
 // leader that fails in between leaves nothing behind but promises, which members
 // mention when the next one configures them.
 //
-// # Limits
-//
-// A chunkserver that was given up is neither taken back nor replaced. A copyset
-// waits for a member that is away until that is given up, and for one of its
-// last two in any case.
+// A member that is out and seen again is brought up to date by the primary, and
+// in sync when that says so. A copyset waits for one of its last two members in
+// any case.
 package coordinator
 
 import (
@@ -62,14 +60,14 @@ type Config struct {
 	Node *cluster.Node
 	Log  *slog.Logger
 
-	// Patience is how long a chunkserver may be away before its copysets go
-	// on without it, if two copies are left: DefaultPatience.
+	// Patience is how long a chunkserver may say nothing before its copysets
+	// go on without it, if two copies are left: DefaultPatience.
 	Patience time.Duration
 }
 
-// DefaultPatience is longer than a machine takes to restart: a chunkserver
-// that was given up has lost its part in the copies.
-const DefaultPatience = 10 * time.Minute
+// DefaultPatience is four times as long as a chunkserver takes between two signs
+// of life.
+const DefaultPatience = 2 * time.Second
 
 // Coordinator is this server's part in leading the cluster. Its methods may be
 // called at any time; while the server does not lead they refuse with

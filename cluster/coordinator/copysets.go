@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 	"github.com/localsnap/localsnap/chunkserver/wire"
@@ -16,6 +17,9 @@ import (
 const (
 	// copies is how many chunkservers hold each copyset.
 	copies = 3
+	// sealTimeout bounds how long a member may take to promise. Copysets
+	// wait for the one that takes longest, until it counts as silent.
+	sealTimeout = time.Second
 	// poolSize is the number of copysets of a pool, for good.
 	poolSize = 64
 )
@@ -34,7 +38,8 @@ func (t *term) keepCopysets(ctx context.Context) error {
 		return t.makePool(ctx)
 	}
 	t.configure()
-	o := outlook{nodes: t.look()}
+	t.tellLacking(configs)
+	o := outlook{nodes: t.look(), reports: t.reports()}
 	t.mu.Lock()
 	o.sealed = maps.Clone(t.sealed)
 	t.mu.Unlock()
@@ -146,6 +151,23 @@ func (t *term) reconfigure(ctx context.Context, configs []chunk.Copyset, o outlo
 	return t.commit(ctx, next)
 }
 
+// tellLacking logs when copysets begin to lack copies, and when none does.
+func (t *term) tellLacking(configs []chunk.Copyset) {
+	lacking := 0
+	for _, config := range configs {
+		if len(inSync(config)) < len(config.Members) {
+			lacking++
+		}
+	}
+	switch {
+	case lacking > 0 && t.lacking == 0:
+		t.log.Warn("copysets lack copies", "copysets", lacking)
+	case lacking == 0 && t.lacking > 0:
+		t.log.Info("all copysets have all their copies in sync")
+	}
+	t.lacking = lacking
+}
+
 // commit makes configurations the present ones.
 func (t *term) commit(ctx context.Context, configs []chunk.Copyset) error {
 	if len(configs) == 0 {
@@ -209,24 +231,25 @@ func (t *term) seal(ctx context.Context, changes []change) (map[history]wire.Sea
 }
 
 func (s *chunkserver) seal(ctx context.Context, epochs map[chunk.CopysetID]chunk.Epoch) (answers []wire.Sealed, err error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, sealTimeout)
 	defer cancel()
 	err = wire.Ask(ctx, s.conn, wire.KindSeal, wire.Seal{Epochs: epochs}, &answers)
 	return answers, err
 }
 
-// configure begins to tell every connected member the configurations that it
-// has not confirmed.
+// configure begins to tell every connected chunkserver the configurations that it
+// has not confirmed: all of them, as it drops what it has of copysets that it is
+// no member of.
 func (t *term) configure() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for id, s := range t.chunkservers {
+	for _, s := range t.chunkservers {
 		if s.telling {
 			continue
 		}
 		what := wire.Configure{Peers: t.addresses}
 		for _, config := range t.copysets {
-			if config.Member(id) != nil && s.told[config.ID] < config.Epoch {
+			if s.told[config.ID] < config.Epoch {
 				what.Copysets = append(what.Copysets, config)
 			}
 		}

@@ -60,7 +60,7 @@ func (r *rig) lead() (c *Coordinator, depose func()) {
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	c = New(Config{Node: r.node, Log: slog.New(slog.DiscardHandler)})
+	c = New(Config{Node: r.node, Log: slog.New(slog.DiscardHandler), Patience: time.Hour})
 	var running sync.WaitGroup
 	running.Go(func() {
 		if err := c.Run(ctx, control); err != nil {

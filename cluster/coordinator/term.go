@@ -38,13 +38,16 @@ type term struct {
 	addresses    map[chunk.NodeID]string       // likewise
 	bells        []chan struct{}               // of the loops
 
-	heard  map[chunk.NodeID]time.Time      // when chunkservers last said something
-	sealed map[chunk.CopysetID]chunk.Epoch // see outlook
+	heard   map[chunk.NodeID]time.Time      // when chunkservers last said something
+	gone    map[chunk.NodeID]bool           // those whose process is known to be gone
+	lagged  map[chunk.NodeID]time.Time      // when they last did
+	sealed  map[chunk.CopysetID]chunk.Epoch // see outlook
+	running time.Time                       // when this process last noted that it runs
+	awake   time.Time                       // since when it has: silence is counted from here
 
 	// What follows is of the loop that keeps copysets.
-	looked  time.Time // when it last looked at the chunkservers
-	awake   time.Time // when it began to, or resumed after a halt: silence is counted from here
-	waiting int       // copysets that have too few members
+	waiting int // copysets that have too few members
+	lacking int // copysets that have not all their copies in sync
 	errands sync.WaitGroup
 }
 
@@ -65,6 +68,8 @@ func newTerm(ctx context.Context, cfg Config) (*term, error) {
 		chunkservers: make(map[chunk.NodeID]*chunkserver),
 		gateways:     make(map[string]*gateway),
 		heard:        make(map[chunk.NodeID]time.Time),
+		gone:         make(map[chunk.NodeID]bool),
+		lagged:       make(map[chunk.NodeID]time.Time),
 		sealed:       make(map[chunk.CopysetID]chunk.Epoch),
 	}
 	// Whoever asks all copysets must not take "not known yet" for "none".
@@ -81,7 +86,9 @@ func now() uint64 { return uint64(time.Now().UnixMicro()) }
 func (t *term) run() {
 	var running sync.WaitGroup
 	for _, work := range []func(){
+		t.loop(halt/4, t.stayAwake),
 		t.loop(500*time.Millisecond, t.keepCopysets),
+		t.loop(500*time.Millisecond, t.probeLost),
 		t.loop(time.Second, t.endAttachments),
 		t.loop(time.Second, t.expireTrash),
 		t.loop(time.Second, t.sweep),

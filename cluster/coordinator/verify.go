@@ -31,7 +31,7 @@ func (c *Coordinator) Presences() (map[chunk.NodeID]cluster.Presence, error) {
 	defer t.mu.Unlock()
 	presences := make(map[chunk.NodeID]cluster.Presence)
 	for id, s := range t.chunkservers {
-		presences[id] = cluster.Presence{Silent: time.Since(t.heard[id]), Used: s.usage.Used, Free: s.usage.Free}
+		presences[id] = cluster.Presence{Silent: time.Since(t.heard[id]), Used: s.sign.Used, Free: s.sign.Free}
 	}
 	return presences, nil
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 	"github.com/localsnap/localsnap/chunkserver/store"
 	"github.com/localsnap/localsnap/chunkserver/volume"
+	"github.com/localsnap/localsnap/cluster/coordinator"
 	"github.com/localsnap/localsnap/fsm"
 )
 
@@ -32,7 +33,6 @@ type fleet struct {
 	first        hostPort // of the chunkservers
 	servers      []*role
 	chunkservers []*role
-	patience     time.Duration // with chunkservers that are away; 0: the default
 	session      *volume.Session
 	users        *client.Client
 }
@@ -51,15 +51,8 @@ var fleetStore = store.Options{SegmentBytes: 8 << 20, CheckpointBytes: 32 << 20,
 // that the cluster has kept. settle changes the settings that it begins with.
 func startFleet(t *testing.T, settle func(*fsm.Settings)) *fleet {
 	t.Helper()
-	return startImpatientFleet(t, settle, 0)
-}
-
-// startImpatientFleet is startFleet with a cluster that gives chunkservers up
-// that have been away for some time.
-func startImpatientFleet(t *testing.T, settle func(*fsm.Settings), patience time.Duration) *fleet {
-	t.Helper()
 	c := devCmd{APIPort: freePortBlock(t)}
-	f := &fleet{t: t, dir: t.TempDir(), patience: patience, first: loopback(c.APIPort).plus(chunkserverOffset)}
+	f := &fleet{t: t, dir: t.TempDir(), first: loopback(c.APIPort).plus(chunkserverOffset)}
 	f.members, f.addresses = c.members()
 	f.servers, f.chunkservers = make([]*role, devServers), make([]*role, devChunkservers)
 	t.Cleanup(f.end)
@@ -100,7 +93,7 @@ func startImpatientFleet(t *testing.T, settle func(*fsm.Settings), patience time
 
 func (f *fleet) openServer(i int) *server {
 	f.t.Helper()
-	s, err := openServer(f.members, f.members[i], f.serverDir(i), "--api-port", f.patience, slog.New(slog.DiscardHandler))
+	s, err := openServer(f.members, f.members[i], f.serverDir(i), "--api-port", coordinator.DefaultPatience, slog.New(slog.DiscardHandler))
 	if err != nil {
 		f.t.Fatal(err)
 	}

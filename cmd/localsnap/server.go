@@ -24,7 +24,7 @@ type serverCmd struct {
 	Insecure bool       `help:"Allow addresses that other machines can reach. There is no authentication."`
 	LogLevel slog.Level `default:"info" help:"Least level that is logged: debug, info, warn or error."`
 
-	Patience time.Duration `default:"10m" help:"How long a chunkserver may be away before it is given up, and its copysets go on with two copies. It is not taken back. The same on all servers. Default: ${default}."`
+	Patience time.Duration `default:"2s" help:"How long a chunkserver may say nothing before I/O goes on without it. It is brought up to date when it is back. The same on all servers. Default: ${default}."`
 }
 
 func (*serverCmd) Help() string {
