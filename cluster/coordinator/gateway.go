@@ -169,7 +169,8 @@ func (g gatewayConn) open(ctx context.Context, req wire.Open) (wire.Opened, erro
 }
 
 // freeVolume ends the attachments of a volume that are the asking run's own,
-// or a gone gateway's. waiting: there is one whose gateway may be gone.
+// or a gone gateway's; freed, too, if there is none any more. waiting: there is
+// one whose gateway may be gone.
 func (t *term) freeVolume(ctx context.Context, path string, run uuid.UUID) (freed, waiting bool, err error) {
 	var held []fsm.Attachment
 	err = t.node.ReadLocal(func(state *fsm.State) error {
@@ -187,6 +188,7 @@ func (t *term) freeVolume(ctx context.Context, path string, run uuid.UUID) (free
 	if err != nil {
 		return false, false, err
 	}
+	freed = len(held) == 0 // the loop that ends attachments was faster
 	for _, a := range held {
 		conn, gone := t.holder(a)
 		switch {
