@@ -26,7 +26,7 @@ type copyset struct {
 	id     chunk.CopysetID
 
 	serving atomic.Uint64 // the epoch in which this is the primary, or 0
-	durable atomic.Uint64 // the last LSN that the store has reported
+	durable atomic.Uint64 // the last LSN that the store has reported, now or when it was opened
 	wake    chan struct{} // holds a token when durable has grown
 
 	mu      sync.Mutex
@@ -45,7 +45,7 @@ type copyset struct {
 }
 
 func newCopyset(s *Server, state replica.State) *copyset {
-	return &copyset{
+	c := &copyset{
 		server:  s,
 		id:      state.Copyset,
 		wake:    make(chan struct{}, 1),
@@ -53,6 +53,8 @@ func newCopyset(s *Server, state replica.State) *copyset {
 		waiting: make(map[replica.Ticket]func(replica.Reply)),
 		links:   make(map[chunk.NodeID]*wire.Conn),
 	}
+	c.durable.Store(uint64(state.Last))
+	return c
 }
 
 // run tells the core of time, and of what the store has made durable, until

@@ -96,6 +96,26 @@ func TestNewMemberIsSentEverything(t *testing.T) {
 	same(t, cell.hosts[0], cell.hosts[2])
 }
 
+// Nothing has to be written for it after all processes were restarted.
+func TestMemberIsBroughtUpToDateAfterARestart(t *testing.T) {
+	t.Parallel()
+	cell := newCell(t, 3)
+	cell.configure(cell.config(0, 1, 1))
+	client := cell.client(1)
+	client.mustWrite(0, 1, 0, 1)
+	cell.configure(cell.without(0, 2, 1, 3, chunk.Out))
+	client.mustWrite(0, 2, 0, 2)
+	cell.restart()
+	for node := chunk.NodeID(1); node <= 2; node++ {
+		if _, err := cell.seal(node, map[chunk.CopysetID]chunk.Epoch{0: 3}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cell.configure(cell.without(0, 3, 1, 3, chunk.Syncing))
+	cell.synced(0, 3, 1, 3)
+	same(t, cell.hosts[0], cell.hosts[2])
+}
+
 // What a chunkserver has of a copyset that it is no member of any more is
 // dropped.
 func TestCopysetOfOthersIsDropped(t *testing.T) {
