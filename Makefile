@@ -31,7 +31,7 @@ lint: ## gofmt, vet and staticcheck
 	$(GO) tool staticcheck ./...
 
 # The tests' clients: nobody here wrote them.
-PACKAGES := gcc:gcc nbdcopy:libnbd-bin qemu-img:qemu-utils fio:fio mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs curl:curl
+PACKAGES := gcc:gcc nbdcopy:libnbd-bin qemu-img:qemu-utils fio:fio mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs curl:curl ip:iproute2 nft:nftables mount:mount
 
 deps: ## install the Debian packages that the tests and the demo use
 	@missing=; for p in $(PACKAGES); do \

@@ -33,6 +33,7 @@ var imports = map[string][]string{
 	"integration":         {"api/client"}, // drives the binary, as a user does
 	"integration/demo":    {"integration"},
 	"integration/bench":   {"integration", "api/client"},
+	"integration/nemesis": {"api/client"},
 	"integration/figures": {}, // reads what go test prints
 }
 
