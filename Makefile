@@ -47,11 +47,12 @@ fuzz: ## run every fuzz target for FUZZTIME
 	  for target in $$($(GO) test -list '^Fuzz' $$pkg | grep ^Fuzz); do \
 	    echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; done; done
 
-chaos: ## long random runs: the protocol's simulator and its mutants, the store's model, kill -9
+chaos: ## long random runs: the protocol's simulator and its mutants, the store's model, kill -9, processes and networks that fail
 	$(GO) test -timeout 60m ./chunkserver/replica -run 'TestSim|TestMutants' -seeds 200000 -mutants
 	$(GO) test -timeout 60m ./chunkserver/store -run 'TestRandomHistories|TestKilledProcess' -histories 10000 -kills 50
 	$(GO) test -timeout 60m ./cmd/localsnap -run 'TestRandomStories|TestJobsOutliveLeaders' -stories 100 -story-steps 300 -depositions 100
 	$(GO) test -timeout 60m ./integration -run TestKilledLeader -leader-kills 50
+	$(GO) test -v -timeout 60m ./integration/nemesis -long # -v: the stalls are told
 
 bench: ## run the benchmarks, and tell in one table what is reached beside plain files in the same run
 	$(GO) run ./integration/figures -timeout 30m ./...
