@@ -20,6 +20,11 @@ var long = flag.Bool("long", false, "run the stories that take minutes, with the
 // faults outlast a restart can end well.
 const failover = false
 
+// silentGatewaysGo says whether a gateway that keeps its connection, but says
+// nothing, loses its volumes to the next that asks for them, as one does whose
+// connection has ended.
+const silentGatewaysGo = false
+
 // binaryVariable names the localsnap to run, to the test process that has
 // namespaces of its own.
 const binaryVariable = "LOCALSNAP_NEMESIS_BINARY"

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // writerSectors are written over and over, spread over the volume so that all
@@ -121,16 +123,28 @@ func (w *writer) checkAll() {
 
 // all reads the ops of all sectors of a disk.
 func (w *writer) all(d *disk) (map[uint64]uint64, error) {
-	p := make([]byte, sectorSize)
-	ops := make(map[uint64]uint64, writerSectors)
-	for sector := range uint64(writerSectors) {
-		op, err := w.stampOf(d, p, sector)
-		if err != nil {
-			return nil, err
-		}
-		ops[sector] = op
+	const depth = 32
+	var found [writerSectors]uint64
+	var g errgroup.Group
+	for first := range uint64(depth) {
+		g.Go(func() error {
+			p := make([]byte, sectorSize)
+			for sector := first; sector < writerSectors; sector += depth {
+				op, err := w.stampOf(d, p, sector)
+				if err != nil {
+					return err
+				}
+				found[sector] = op
+			}
+			return nil
+		})
 	}
-	return ops, nil
+	err := g.Wait()
+	ops := make(map[uint64]uint64, writerSectors)
+	for sector, op := range found {
+		ops[uint64(sector)] = op
+	}
+	return ops, err
 }
 
 // reset forgets how long ops took.
@@ -174,7 +188,7 @@ func (w *writer) goOn(limit time.Duration) {
 	await(w.t, limit, "writing to go on", func() bool { return w.t.Failed() || w.ops.Load() >= enough })
 }
 
-// stop ends the writing, and the gateway's part of it, if that has died.
+// stop ends the writing, and waits for what is under way.
 func (w *writer) stop() {
 	w.stopped.Store(true)
 	w.workers.Wait()
