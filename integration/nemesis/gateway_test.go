@@ -32,7 +32,7 @@ func lateWrites(t *testing.T, fail, heal func(*process)) {
 	f.createVolume(stampsVolume)
 	l := newLedger()
 	first := startWriter(t, f.open(old, stampsVolume), l, 16)
-	first.goOn(patient)
+	first.goOn()
 	first.mayFail.Store(true)
 	for _, p := range proxies {
 		p.hold()
@@ -54,7 +54,7 @@ func lateWrites(t *testing.T, fail, heal func(*process)) {
 	second := &writer{t: t, disk: d, ledger: l, volume: first.volume, size: d.size}
 	second.checkAll()
 	second = startWriter(t, d, l, 16)
-	second.goOn(patient)
+	second.goOn()
 	second.stop()
 	before, err := second.all(d)
 	must(t, err)

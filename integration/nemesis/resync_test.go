@@ -45,7 +45,7 @@ func TestReturningChunkserverIsSentWhatItMissed(t *testing.T) {
 	w := startWriter(t, f.open(f.gateways[0], stampsVolume), newLedger(), 8)
 	t.Cleanup(w.stop)
 	t.Cleanup(w.disk.close)
-	w.goOn(patient)
+	w.goOn()
 	c := f.chunkservers[0]
 	c.kill()
 	away := time.Now()
@@ -77,9 +77,9 @@ func TestResyncLeavesRoomForWriters(t *testing.T) {
 	w := startWriter(t, f.open(f.gateways[0], stampsVolume), newLedger(), 4)
 	t.Cleanup(w.stop)
 	t.Cleanup(w.disk.close)
-	w.goOn(patient)
+	w.goOn()
 	w.reset()
-	w.goOn(patient)
+	w.goOn()
 	normal := w.median()
 	c := f.chunkservers[0]
 	c.kill()

@@ -20,7 +20,7 @@ func TestNothingFails(t *testing.T) {
 
 // Whoever is back soon is waited for, if need be, and nothing is lost.
 func TestRestartAtOnce(t *testing.T) {
-	s := begin(t, layout{chunkservers: 3, gateways: 1}, 8)
+	s := begin(t, layout{chunkservers: 3, gateways: 1, small: true}, 8)
 	c := s.chunkservers[1]
 	s.survives("a chunkserver is killed and restarted", silenceLimit, func() { c.kill(); c.start() }, func() {})
 	leader := s.leader()

@@ -28,7 +28,7 @@ func begin(t *testing.T, l layout, depth int) *story {
 	t.Cleanup(s.writer.disk.close)
 	s.open(s.gateways[0], fioVolume).close() // so that fio need not wait
 	s.fio = startFio(t, s.gateways[0], fioVolume)
-	s.writer.goOn(patient)
+	s.writer.goOn()
 	return s
 }
 
@@ -38,9 +38,9 @@ func (s *story) survives(what string, limit time.Duration, fail, heal func()) {
 	s.t.Helper()
 	s.writer.reset()
 	fail()
-	s.writer.goOn(patient)
+	s.writer.goOn()
 	heal()
-	s.writer.goOn(patient)
+	s.writer.goOn()
 	s.whole(2 * patient)
 	if s.t.Failed() {
 		s.t.Fatalf("%s: not survived", what)

@@ -182,10 +182,16 @@ func percentile(of []time.Duration, n int) time.Duration {
 
 // goOn waits until twice as many ops as there are sectors have ended: each of
 // those that a fault held up is among them.
-func (w *writer) goOn(limit time.Duration) {
+func (w *writer) goOn() {
 	w.t.Helper()
-	enough := w.ops.Load() + 2*writerSectors
-	await(w.t, limit, "writing to go on", func() bool { return w.t.Failed() || w.ops.Load() >= enough })
+	w.goOnFor(2 * writerSectors)
+}
+
+// goOnFor waits until some more ops have ended.
+func (w *writer) goOnFor(ops int64) {
+	w.t.Helper()
+	enough := w.ops.Load() + ops
+	await(w.t, patient, "writing to go on", func() bool { return w.t.Failed() || w.ops.Load() >= enough })
 }
 
 // stop ends the writing, and waits for what is under way.
