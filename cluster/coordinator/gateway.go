@@ -60,19 +60,26 @@ func (t *term) meetGateway(conn *wire.Conn, session string) (*gateway, error) {
 	return g, nil
 }
 
+// doubt is how long a gateway may say nothing, on a connection on which it
+// gives a sign of life each second, before that connection is taken for dead.
+const doubt = 2500 * time.Millisecond
+
 // holder returns the connection of the gateway that holds an attachment, nil
-// if it has none, and whether the gateway is gone for good.
+// if it has none that lives, and whether the gateway is gone for good.
 func (t *term) holder(a fsm.Attachment) (conn *wire.Conn, gone bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	g := t.gateways[a.Gateway]
 	switch {
 	case g == nil:
-		return nil, time.Since(t.began) > lease
+		return nil, t.silent(t.began) > lease
 	case g.run != a.Session, g.orphans[a.ID]:
 		return nil, true
-	case g.conn == nil:
-		return nil, time.Since(g.heard) > lease
+	case t.silent(g.heard) > lease: // it may stand still, and keep its connection
+		return nil, true
+	}
+	if t.silent(g.heard) > doubt {
+		return nil, false
 	}
 	return g.conn, false
 }
@@ -85,6 +92,7 @@ type gatewayConn struct {
 
 // Handle answers what the gateway asks.
 func (g gatewayConn) Handle(r *wire.Request) {
+	g.hear()
 	switch r.Kind {
 	case wire.KindRenew:
 		wire.Answer(r, func(context.Context, struct{}) (struct{}, error) { return struct{}{}, nil })
@@ -105,6 +113,14 @@ func (g gatewayConn) Handle(r *wire.Request) {
 	default:
 		wire.Deaf{}.Handle(r)
 	}
+}
+
+// hear notes that the gateway has said something.
+func (g gatewayConn) hear() {
+	t := g.term
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	g.gateway.heard = time.Now()
 }
 
 // Closed notes when the gateway was last there.

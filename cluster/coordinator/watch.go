@@ -28,34 +28,38 @@ const (
 	probeTimeout = time.Second
 )
 
-// stayAwake notes that this process runs. Nobody's silence counts while it did
-// not.
+// stayAwake notes, again and again, that this process runs.
 func (t *term) stayAwake(context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.silent(time.Now())
+	return nil
+}
+
+// silent tells how long nothing was heard of somebody who was heard of at some
+// time. The time in which this process did not run does not count, nor does what
+// was before it. mu must be held.
+func (t *term) silent(since time.Time) time.Duration {
 	now := time.Now()
 	if now.Sub(t.running) > halt {
 		t.awake = now
 	}
 	t.running = now
-	return nil
+	return min(now.Sub(since), now.Sub(t.awake))
 }
 
 // look tells how every known chunkserver is.
 func (t *term) look() map[chunk.NodeID]sighting {
-	t.stayAwake(t.ctx)
 	nodes := make(map[chunk.NodeID]sighting)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := time.Now()
 	for id := range t.addresses {
-		silent := now.Sub(t.heard[id])
 		session := t.chunkservers[id]
-		seen := sighting{resting: now.Sub(t.lagged[id]) < rest}
+		seen := sighting{resting: time.Since(t.lagged[id]) < rest}
 		switch {
-		case t.gone[id], min(silent, now.Sub(t.awake)) > t.patience:
+		case t.gone[id], t.silent(t.heard[id]) > t.patience:
 			seen.standing = failed
-		case session != nil && silent <= silence:
+		case session != nil && time.Since(t.heard[id]) <= silence:
 			seen.standing, seen.incarnation, seen.full = present, session.node.Incarnation, session.sign.Full
 		}
 		nodes[id] = seen

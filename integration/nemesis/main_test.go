@@ -18,12 +18,12 @@ var long = flag.Bool("long", false, "run the stories that take minutes, with the
 // failover says whether localsnap goes on without chunkservers that are
 // silent and takes them back when they return. Without that no story whose
 // faults outlast a restart can end well.
-const failover = false
+const failover = true
 
 // silentGatewaysGo says whether a gateway that keeps its connection, but says
 // nothing, loses its volumes to the next that asks for them, as one does whose
 // connection has ended.
-const silentGatewaysGo = false
+const silentGatewaysGo = true
 
 // binaryVariable names the localsnap to run, to the test process that has
 // namespaces of its own.
