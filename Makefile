@@ -49,7 +49,7 @@ fuzz: ## run every fuzz target for FUZZTIME
 
 chaos: ## long random runs: the protocol's simulator and its mutants, the store's model, kill -9, processes and networks that fail
 	$(GO) test -timeout 60m ./chunkserver/replica -run 'TestSim|TestMutants' -seeds 200000 -mutants
-	$(GO) test -timeout 60m ./chunkserver/store -run 'TestRandomHistories|TestKilledProcess' -histories 10000 -kills 50
+	$(GO) test -timeout 60m ./chunkserver/store -run 'TestRandomHistories|TestKilledProcess|TestMembersAreBroughtTogether|TestStart$$' -histories 10000 -kills 50 -pairs 2000 -start-mib 1024
 	$(GO) test -timeout 60m ./cmd/localsnap -run 'TestRandomStories|TestJobsOutliveLeaders' -stories 100 -story-steps 300 -depositions 100
 	$(GO) test -timeout 60m ./integration -run TestKilledLeader -leader-kills 50
 	$(GO) test -v -timeout 60m ./integration/nemesis -long # -v: the stalls are told

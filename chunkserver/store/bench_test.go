@@ -409,7 +409,7 @@ func hollow(b *testing.B, dir string, n uint32, layers chunk.Seq) {
 	for index := range n {
 		for seq := range layers {
 			id := layerID{chunk.Ref{Volume: 1, Index: index}, seq + 1}
-			c.layers = append(c.layers, savedLayer{id: id, sum: l.sum})
+			c.layers = append(c.layers, savedLayer{id: id, kept: l.kept, sum: l.sum})
 			for i := range parts {
 				c.parts = append(c.parts, savedPart{id, i, p})
 			}
@@ -441,6 +441,22 @@ func BenchmarkStore(b *testing.B) {
 			b.StartTimer()
 		}
 		b.ReportMetric(b.Elapsed().Seconds()/float64(b.N)/5, "x-of-5-seconds")
+		b.ReportMetric(1, "limit")
+	})
+	b.Run("start after kill -9 with 1 GiB of journal", func(b *testing.B) {
+		for range b.N {
+			b.StopTimer()
+			dir := b.TempDir()
+			leaveJournal(b, dir, 1<<30)
+			b.StartTimer()
+			s, err := Open(dir, startOptions)
+			must(b, err)
+			b.StopTimer()
+			must(b, s.Close())
+			must(b, os.RemoveAll(dir))
+			b.StartTimer()
+		}
+		b.ReportMetric(b.Elapsed().Seconds()/float64(b.N)/10, "x-of-10-seconds")
 		b.ReportMetric(1, "limit")
 	})
 	b.Run("memory after reading everywhere in 1 TiB", func(b *testing.B) {

@@ -47,6 +47,8 @@
 //     kernel may have dropped what it could not write (Store.fail).
 //   - All blocks are read again and again, and what is found damaged is told,
 //     so that it can be repaired while others still have it (scrub.go).
+//   - What is copied from another member takes its place among the operations
+//     in the journal, and counts as changed by the last of them (resync.go).
 //   - A block is returned only if it matches its checksum, which is stored
 //     apart from it and mixed with its place (layer.go). Flatten carries
 //     checksums along instead of computing them.
@@ -71,5 +73,9 @@
 //     halve that, but a file that grows takes so long to sync that on ext4 the
 //     acknowledgement of 64 KiB would come 2.6 times as late, of 4 MiB 1.3 times.
 //   - A purge of a chunk is one step, as long as that takes: some milliseconds
-//     with a thousand snapshots.
+//     with a thousand snapshots. Dropping a copyset is one, too: nothing else is
+//     executed while its layers are taken out of the metadata.
+//   - Every block is compared with its checksum whenever it is read, also when
+//     the page cache has it: of 1 MiB read from memory that takes longer than
+//     the reading itself.
 package store
