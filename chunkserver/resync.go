@@ -84,10 +84,10 @@ func (p *pull) try(ctx context.Context) error {
 	trusted := p.copyset.server.store.Trusted(p.stream.Copyset)
 	var theirs, ours surveys
 	theirs.more = func(after chunk.Ref) (chunks []chunk.Survey, err error) {
-		return chunks, p.ask(ctx, wire.KindSurvey, wire.Survey{Stream: p.stream, After: after}, &chunks)
+		return chunks, p.ask(ctx, wire.KindSurvey, wire.Survey{Stream: p.stream, After: after, Trusted: trusted}, &chunks)
 	}
 	ours.more = func(after chunk.Ref) ([]chunk.Survey, error) {
-		return p.copyset.server.store.Survey(p.stream.Copyset, after, surveyed)
+		return p.copyset.server.store.Survey(p.stream.Copyset, after, surveyed, trusted)
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(maxParts)
@@ -99,7 +99,7 @@ func (p *pull) try(ctx context.Context) error {
 		if their.Ref == (chunk.Ref{}) {
 			break
 		}
-		for _, part := range differing(their, our, trusted) {
+		for _, part := range differing(their, our) {
 			group.Go(func() error { return p.part(ctx, part) })
 		}
 	}
@@ -252,10 +252,9 @@ func nextChunk(theirs, ours *surveys) (their, our chunk.Survey, err error) {
 	return their, our, nil
 }
 
-// differing returns the parts of a chunk that may differ. What neither side
-// has changed since the history was trusted is equal; that the digests are, too,
-// shows that nothing was freed since.
-func differing(their, our chunk.Survey, trusted chunk.LSN) (parts []chunk.Part) {
+// differing returns the parts of a chunk that may differ: what either side has
+// changed behind what is trusted, and what only one has, as it was freed since.
+func differing(their, our chunk.Survey) (parts []chunk.Part) {
 	add := func(seq chunk.Seq, in uint64) {
 		for ; in != 0; in &= in - 1 {
 			parts = append(parts, chunk.Part{Ref: their.Ref, Seq: seq, Part: uint8(bits.TrailingZeros64(in))})
@@ -270,11 +269,12 @@ func differing(their, our chunk.Survey, trusted chunk.LSN) (parts []chunk.Part) 
 		var o chunk.LayerSurvey
 		if len(ours) > 0 && ours[0].Seq == t.Seq {
 			o, ours = ours[0], ours[1:]
-			if t.Changed <= trusted && o.Changed <= trusted && t.Digest == o.Digest {
-				continue
-			}
 		}
-		add(t.Seq, t.Parts|o.Parts)
+		differ := t.Fresh | o.Fresh | (t.Parts ^ o.Parts)
+		if differ == 0 && t.Digest != o.Digest {
+			differ = t.Parts // can't be, unless what is trusted is wrong
+		}
+		add(t.Seq, differ)
 	}
 	for _, o := range ours {
 		add(o.Seq, o.Parts)

@@ -130,7 +130,7 @@ func TestCopysetOfOthersIsDropped(t *testing.T) {
 	client.mustWrite(0, 2, 0, 2)
 	s := cell.hosts[2].server.store
 	cell.eventually("drop of what is left", func() bool {
-		left, err := s.Survey(0, chunk.Ref{}, 1)
+		left, err := s.Survey(0, chunk.Ref{}, 1, 0)
 		return err == nil && len(left) == 0
 	})
 	// It can become a member again, like any other.
@@ -204,17 +204,17 @@ func damage(t *testing.T, dir string, off int64) {
 func TestDiffering(t *testing.T) {
 	t.Parallel()
 	ref := chunk.Ref{Volume: 1, Index: 2}
-	layer := func(seq chunk.Seq, changed chunk.LSN, parts uint64, digest byte) chunk.LayerSurvey {
-		return chunk.LayerSurvey{Seq: seq, Changed: changed, Parts: parts, Digest: [16]byte{digest}}
+	layer := func(seq chunk.Seq, fresh, parts uint64, digest byte) chunk.LayerSurvey {
+		return chunk.LayerSurvey{Seq: seq, Fresh: fresh, Parts: parts, Digest: [16]byte{digest}}
 	}
 	part := func(seq chunk.Seq, n uint8) chunk.Part { return chunk.Part{Ref: ref, Seq: seq, Part: n} }
-	theirs := chunk.Survey{Ref: ref, Layers: []chunk.LayerSurvey{layer(2, 5, 1, 1), layer(3, 5, 1, 1), layer(4, 11, 1, 1), layer(5, 5, 4, 1), layer(7, 5, 1, 1)}}
-	ours := chunk.Survey{Ref: ref, Layers: []chunk.LayerSurvey{layer(1, 5, 1, 1), layer(2, 10, 1, 1), layer(3, 11, 2, 1), layer(4, 5, 1, 1), layer(5, 5, 5, 2), layer(8, 1, 8, 1)}}
-	want := []chunk.Part{part(1, 0), part(3, 0), part(3, 1), part(4, 0), part(5, 0), part(5, 2), part(7, 0), part(8, 3)}
-	if diff := cmp.Diff(want, differing(theirs, ours, 10)); diff != "" {
+	theirs := chunk.Survey{Ref: ref, Layers: []chunk.LayerSurvey{layer(2, 0, 3, 1), layer(3, 1, 3, 1), layer(4, 0, 6, 1), layer(5, 0, 5, 1), layer(7, 0, 1, 1)}}
+	ours := chunk.Survey{Ref: ref, Layers: []chunk.LayerSurvey{layer(1, 0, 1, 1), layer(2, 0, 3, 1), layer(3, 0, 3, 1), layer(4, 0, 3, 2), layer(5, 0, 5, 2), layer(8, 0, 8, 1)}}
+	want := []chunk.Part{part(1, 0), part(3, 0), part(4, 0), part(4, 2), part(5, 0), part(5, 2), part(7, 0), part(8, 3)}
+	if diff := cmp.Diff(want, differing(theirs, ours)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if got := differing(chunk.Survey{Ref: ref}, ours, 10); len(got) != 7 {
+	if got := differing(chunk.Survey{Ref: ref}, ours); len(got) != 10 {
 		t.Errorf("nothing there: %v", got)
 	}
 }

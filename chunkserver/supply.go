@@ -3,12 +3,16 @@ package chunkserver
 import (
 	"context"
 	"encoding/binary"
+	"math/bits"
 	"time"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 	"github.com/localsnap/localsnap/chunkserver/replica"
 	"github.com/localsnap/localsnap/chunkserver/wire"
 )
+
+// looking is what comparing a block costs, in bytes that are sent.
+const looking = 256
 
 // peerTimeout bounds how long a peer may take to answer.
 const peerTimeout = 10 * time.Second
@@ -23,7 +27,7 @@ func (s *Server) survey(ctx context.Context, req wire.Survey) ([]chunk.Survey, e
 	if err := c.settle(ctx, req.Epoch); err != nil {
 		return nil, err
 	}
-	return s.store.Survey(req.Copyset, req.After, surveyed)
+	return s.store.Survey(req.Copyset, req.After, surveyed, req.Trusted)
 }
 
 // settle returns when all that has been ordered up to now can be seen in the
@@ -69,7 +73,7 @@ func (s *Server) supply(r *wire.Request, from chunk.NodeID) {
 
 func (c *copyset) supply(ctx context.Context, to chunk.NodeID, req *wire.Pull) (sent int, err error) {
 	s := c.server
-	if err := s.pace.wait(ctx, chunk.PartSize/8); err != nil { // what looking at it costs
+	if err := s.pace.wait(ctx, looking*bits.OnesCount64(req.Has.Data)); err != nil {
 		return 0, err
 	}
 	held := make(chan error, 1)

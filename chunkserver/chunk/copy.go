@@ -153,11 +153,11 @@ type Survey struct {
 	Layers []LayerSurvey // ascending
 }
 
-// LayerSurvey tells about one layer what suffices to see whether another copy
-// of it may differ.
+// LayerSurvey tells about one layer what suffices to see in which parts another
+// copy of it may differ.
 type LayerSurvey struct {
-	Seq     Seq
-	Changed LSN    // no later operation has changed it
-	Parts   uint64 // a bit for each part that has anything
-	Digest  [16]byte
+	Seq    Seq
+	Parts  uint64 // a bit for each part that has anything
+	Fresh  uint64 // of these, for each that operations behind some LSN have changed
+	Digest [16]byte
 }

@@ -183,6 +183,7 @@ func TestFormatsDoNotChange(t *testing.T) {
 	l.setData(65, 0xaabbccdd)
 	l.setData(127, 0x11223344)
 	l.setZero(64)
+	l.stamped(stamp{0x66, 0x55})
 
 	for _, test := range []struct {
 		what, want string
@@ -192,8 +193,8 @@ func TestFormatsDoNotChange(t *testing.T) {
 		{"segment", "4c534a4f55524e4c01000000d0cd6a430102030000000000000000000000000022110000000000000080000000000000", segmentBytes},
 		{"record", "4c53523101010000770000008800000011000000000000002200000033000000440000000000000055000000000000006600000000000000000000001b9b83cd", recordBytes},
 		{"key of a layer", "0000000000001111000000220000000000000033", layerKey(id)},
-		{"layer", "8e367d821c75c0d232edf4f4e18dc84902000000000000005500000000000000" + "66000000", (&savedLayer{id, l.kept, l.sum, stamp{0x66, 0x55}}).encode()},
-		{"part", "02000000000000800100000000000000ddccbbaa44332211", l.parts[1].encode()},
+		{"layer", "8e367d821c75c0d232edf4f4e18dc84902000000000000005500000000000000" + "66000000", (&savedLayer{id, l.kept, l.sum, l.last}).encode()},
+		{"part", "020000000000008001000000000000005500000000000000ddccbbaa44332211", l.parts[1].encode()},
 		{"name of a layer", "6c61796572732f303030303030303030303030313131312f30303030303032322e30303030303030303030303030303333", []byte(id.name())},
 		{"mix", "2cb4b437", binary.BigEndian.AppendUint32(nil, id.mix(77))},
 		{"digest", "8e367d821c75c0d232edf4f4e18dc849", func() []byte { d := l.sum.encode(); return d[:] }()},

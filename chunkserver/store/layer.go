@@ -75,6 +75,7 @@ const (
 type part struct {
 	data, zero uint64             // Invariant: no bit is in both
 	sums       [partBlocks]uint32 // Invariant: 0 for blocks that are zeros
+	changed    chunk.LSN          // Invariant: no later operation has changed it
 }
 
 func (p *part) has() uint64 { return p.data | p.zero }
@@ -89,6 +90,7 @@ type layer struct {
 	lent  uint64       // parts that a cut refers to: replaced instead of changed
 	sum   digest       // Invariant: of all blocks that are there
 	last  stamp        // of the last change; never of an earlier one than it was
+	fresh uint64       // parts that have been changed and not stamped
 	size  int64        // as counted in shard.bytes
 }
 
@@ -145,6 +147,7 @@ func (l *layer) change(i int) *part {
 	}
 	l.lent &^= 1 << i
 	l.dirty |= 1 << i
+	l.fresh |= 1 << i
 	return l.parts[i]
 }
 
@@ -171,6 +174,11 @@ func (l *layer) setZero(block int) {
 // stamped notes what has changed the layer.
 func (l *layer) stamped(by stamp) {
 	l.last = stamp{by.copyset, max(l.last.lsn, by.lsn)}
+	for m := l.fresh & l.kept; m != 0; m &= m - 1 {
+		p := l.parts[bits.TrailingZeros64(m)]
+		p.changed = max(p.changed, by.lsn)
+	}
+	l.fresh = 0
 }
 
 // setAbsent makes one block absent.

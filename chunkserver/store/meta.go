@@ -20,8 +20,8 @@ import (
 // little-endian. There is a bucket for each of:
 //
 //	parts     u64 volume, u32 chunk, u64 seq, u8 part, 0 to 63
-//	            -> u64 data, u64 zero: bit i is for block 64 x part + i;
-//	            then for each bit of data, from the lowest on, the u32 checksum of
+//	            -> u64 data, u64 zero: bit i is for block 64 x part + i; u64 LSN of
+//	            the last change; then for each bit of data, from the lowest on, the u32 checksum of
 //	            the block: CRC32C of its content, xor layerID.mix. No value: all absent
 //	layers    u64 volume, u32 chunk, u64 seq -> the digest of all its parts, 16 bytes,
 //	            by which parts that are not what was saved are found out; u64 with a bit
@@ -516,12 +516,16 @@ func (m *meta) volumes() ([]chunk.VolumeID, error) {
 	return volumes, err
 }
 
+// savedPartLen is the length of a part in the database, but for its checksums.
+const savedPartLen = 24
+
 // encode returns the value of p in the database.
 func (p *part) encode() []byte {
 	le := binary.LittleEndian
-	b := make([]byte, 0, 16+4*bits.OnesCount64(p.data))
+	b := make([]byte, 0, savedPartLen+4*bits.OnesCount64(p.data))
 	b = le.AppendUint64(b, p.data)
 	b = le.AppendUint64(b, p.zero)
+	b = le.AppendUint64(b, uint64(p.changed))
 	for m := p.data; m != 0; m &= m - 1 {
 		b = le.AppendUint32(b, p.sums[bits.TrailingZeros64(m)])
 	}
@@ -530,14 +534,14 @@ func (p *part) encode() []byte {
 
 func decodePart(b []byte) (*part, bool) {
 	le := binary.LittleEndian
-	if len(b) < 16 {
+	if len(b) < savedPartLen {
 		return nil, false
 	}
-	p := &part{data: le.Uint64(b), zero: le.Uint64(b[8:])}
-	if p.data&p.zero != 0 || p.has() == 0 || len(b) != 16+4*bits.OnesCount64(p.data) {
+	p := &part{data: le.Uint64(b), zero: le.Uint64(b[8:]), changed: chunk.LSN(le.Uint64(b[16:]))}
+	if p.data&p.zero != 0 || p.has() == 0 || len(b) != savedPartLen+4*bits.OnesCount64(p.data) {
 		return nil, false
 	}
-	b = b[16:]
+	b = b[savedPartLen:]
 	for m := p.data; m != 0; m &= m - 1 {
 		p.sums[bits.TrailingZeros64(m)] = le.Uint32(b)
 		b = b[4:]

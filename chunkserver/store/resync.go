@@ -16,13 +16,13 @@ import (
 // Differ), takes in what differs (Copy) while it already executes new
 // operations, and is whole again (Trust).
 //
-// What need not be compared is known by the LSN of the last change of a layer.
+// What need not be compared is known by the LSN of the last change of a part.
 // When a copyset that is whole leaves its history, its content is right as of
-// the commit point: up to there it is trusted. A layer that was changed by no
+// the commit point: up to there it is trusted. A part that was changed by no
 // later operation here, nor at the primary, is the same at both. A copyset
 // that is not whole is trusted up to where it was before; and what has been
-// copied meanwhile counts as changed just now, as it may be one part of a
-// layer whose others are still wrong.
+// copied meanwhile counts as changed just now, as a third member that returns
+// later may have missed what it shows.
 
 // Reset forgets where the history of the copyset ended and lets it go on
 // behind lsn of epoch, with these tokens and no others: for a member that joins
@@ -224,8 +224,9 @@ func (t *table) chunksOf(copyset chunk.CopysetID) map[chunk.Ref]bool {
 }
 
 // Survey tells which chunks of a copyset have layers: those behind after, in
-// order, at most limit, and none only if there are none.
-func (s *Store) Survey(copyset chunk.CopysetID, after chunk.Ref, limit int) ([]chunk.Survey, error) {
+// order, at most limit, and none only if there are none. Of their parts it
+// tells which operations behind trusted have changed.
+func (s *Store) Survey(copyset chunk.CopysetID, after chunk.Ref, limit int, trusted chunk.LSN) ([]chunk.Survey, error) {
 	if err := s.failure(); err != nil {
 		return nil, stopped(err)
 	}
@@ -236,7 +237,7 @@ func (s *Store) Survey(copyset chunk.CopysetID, after chunk.Ref, limit int) ([]c
 		}
 		var chunks []chunk.Survey
 		for _, ref := range refs {
-			layers, err := s.surveyChunk(ref)
+			layers, err := s.surveyChunk(ref, trusted)
 			if err != nil {
 				return nil, err
 			}
@@ -251,28 +252,46 @@ func (s *Store) Survey(copyset chunk.CopysetID, after chunk.Ref, limit int) ([]c
 	}
 }
 
-func (s *Store) surveyChunk(ref chunk.Ref) ([]chunk.LayerSurvey, error) {
-	var layers []chunk.LayerSurvey
-	add := func(l savedLayer) {
-		layers = append(layers, chunk.LayerSurvey{Seq: l.id.seq, Changed: l.last.lsn, Parts: l.kept, Digest: l.sum.encode()})
-	}
+// surveyChunk tells about the layers of one chunk. The parts of those that are
+// not in memory are looked at only if some are fresh.
+func (s *Store) surveyChunk(ref chunk.Ref, trusted chunk.LSN) ([]chunk.LayerSurvey, error) {
 	sh := s.table.shard(ref.Index)
 	sh.mu.RLock()
-	if c := sh.columns[ref]; c != nil {
+	c := sh.columns[ref]
+	if c != nil {
 		defer sh.mu.RUnlock()
-		for _, l := range c.layers {
-			if !l.empty() {
-				add(savedLayer{l.id, l.kept, l.sum, l.last})
-			}
-		}
-		return layers, nil
+		return c.survey(trusted), nil
 	}
 	sh.mu.RUnlock()
 	saved, err := s.meta.layers(ref) // as of now or later: what is in no column is saved
-	for _, l := range saved {
-		add(l)
+	if err != nil {
+		return nil, err
 	}
-	return layers, err
+	var layers []chunk.LayerSurvey
+	for _, l := range saved {
+		if l.last.lsn > trusted {
+			err := s.inspect(ref, func(c *column) { layers = c.survey(trusted) })
+			return layers, err
+		}
+		layers = append(layers, chunk.LayerSurvey{Seq: l.id.seq, Parts: l.kept, Digest: l.sum.encode()})
+	}
+	return layers, nil
+}
+
+func (c *column) survey(trusted chunk.LSN) (layers []chunk.LayerSurvey) {
+	for _, l := range c.layers {
+		if l.empty() {
+			continue
+		}
+		s := chunk.LayerSurvey{Seq: l.id.seq, Parts: l.kept, Digest: l.sum.encode()}
+		l.each(func(i int, p *part) {
+			if p.changed > trusted {
+				s.Fresh |= 1 << i
+			}
+		})
+		layers = append(layers, s)
+	}
+	return layers
 }
 
 // Outline tells what a part has. A block that is damaged counts as not there.

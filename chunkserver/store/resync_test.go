@@ -147,7 +147,7 @@ func (m *member) commit(all bool) error {
 // layers returns what a member has.
 func (p *pair) layers(m *member) map[string][16]byte {
 	found := make(map[string][16]byte)
-	for _, s := range p.survey(m) {
+	for _, s := range p.survey(m, 0) {
 		for _, l := range s.Layers {
 			found[fmt.Sprint(s.Ref, l.Seq)] = l.Digest
 		}
@@ -155,9 +155,9 @@ func (p *pair) layers(m *member) map[string][16]byte {
 	return found
 }
 
-func (p *pair) survey(m *member) (all []chunk.Survey) {
+func (p *pair) survey(m *member, trusted chunk.LSN) (all []chunk.Survey) {
 	for after := (chunk.Ref{}); ; {
-		some, err := m.Survey(0, after, 1+p.rng.IntN(4))
+		some, err := m.Survey(0, after, 1+p.rng.IntN(4), trusted)
 		must(p.t, err)
 		if len(some) == 0 {
 			return all
@@ -212,7 +212,7 @@ func (p *pair) differing(m, other *member) (parts []chunk.Part) {
 	}
 	found := make(map[layer][2]chunk.LayerSurvey)
 	for i, of := range []*member{m, other} {
-		for _, s := range p.survey(of) {
+		for _, s := range p.survey(of, m.Trusted(0)) {
 			for _, l := range s.Layers {
 				both := found[layer{s.Ref, l.Seq}]
 				both[i] = l
@@ -221,10 +221,7 @@ func (p *pair) differing(m, other *member) (parts []chunk.Part) {
 		}
 	}
 	for id, both := range found {
-		if both[0].Parts != 0 && both[1].Parts != 0 && max(both[0].Changed, both[1].Changed) <= m.Trusted(0) {
-			continue
-		}
-		for all := both[0].Parts | both[1].Parts; all != 0; all &= all - 1 {
+		for all := both[0].Parts ^ both[1].Parts | both[0].Fresh | both[1].Fresh; all != 0; all &= all - 1 {
 			parts = append(parts, chunk.Part{Ref: id.ref, Seq: id.seq, Part: uint8(bits.TrailingZeros64(all))})
 		}
 	}
@@ -296,7 +293,7 @@ func (p *pair) compare(m, other *member) {
 	if diff := cmp.Diff(p.layers(other), p.layers(m)); diff != "" {
 		p.t.Errorf("layers differ (-other +member):\n%s", diff)
 	}
-	for _, s := range p.survey(other) {
+	for _, s := range p.survey(other, 0) {
 		for _, l := range s.Layers {
 			for all := l.Parts; all != 0; all &= all - 1 {
 				part := chunk.Part{Ref: s.Ref, Seq: l.Seq, Part: uint8(bits.TrailingZeros64(all))}

@@ -18,11 +18,12 @@ type Stream struct {
 }
 
 // Survey asks the primary which chunks of a copyset it has, behind After in
-// their order. The answer names some of the next ones: none, if there are
-// none.
+// their order, and what operations behind Trusted have changed of them. The
+// answer names some of the next ones: none, if there are none.
 type Survey struct {
 	Stream
-	After chunk.Ref
+	After   chunk.Ref
+	Trusted chunk.LSN
 }
 
 // Pulled tells the primary that the caller has, durably, everything that it
