@@ -22,6 +22,7 @@ demo: build deps ## tell the whole story: write, snapshot, clone, flatten, kill 
 
 test: deps lint ## all checks and tests, as CI runs them
 	GOGC=400 $(GO) test -count=1 -timeout 5m ./chunkserver/store -run TestRandomHistories -histories 10000 # many, so without -race
+	GOGC=400 $(GO) test -count=1 -timeout 5m ./chunkserver/replica -run TestSim -seeds 20000 # likewise
 	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 9m ./... # never cached: integration runs a binary that the cache does not know of
 
 lint: ## gofmt, vet and staticcheck
@@ -48,7 +49,8 @@ fuzz: ## run every fuzz target for FUZZTIME
 	    echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; done; done
 
 chaos: ## long random runs: the protocol's simulator and its mutants, the store's model, kill -9, processes and networks that fail
-	$(GO) test -timeout 60m ./chunkserver/replica -run 'TestSim|TestMutants' -seeds 200000 -mutants
+	$(GO) test -timeout 60m ./chunkserver/replica -run TestSim -seeds 1000000
+	$(GO) test -v -timeout 60m ./chunkserver/replica -run TestMutants -mutants # -v: the seeds are told
 	$(GO) test -timeout 60m ./chunkserver/store -run 'TestRandomHistories|TestKilledProcess|TestMembersAreBroughtTogether|TestStart$$' -histories 10000 -kills 50 -pairs 2000 -start-mib 1024
 	$(GO) test -timeout 60m ./cmd/localsnap -run 'TestRandomStories|TestJobsOutliveLeaders' -stories 100 -story-steps 300 -depositions 100
 	$(GO) test -timeout 60m ./integration -run TestKilledLeader -leader-kills 50

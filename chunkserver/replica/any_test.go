@@ -48,6 +48,12 @@ func (w *witness) see(t *rapid.T, effects Effects, c *Core) {
 	}
 	if effects.Reset != nil {
 		w.last, w.commit = effects.Reset.LSN, effects.Reset.LSN
+		if c.Standing() != chunk.Syncing {
+			t.Fatalf("a member that is %v goes on behind %d", c.Standing(), effects.Reset.LSN)
+		}
+	}
+	if _, _, round, ok := c.Pulling(); len(effects.Copies) > 0 && !ok {
+		t.Fatalf("takes copies in round %d, and does not pull", round)
 	}
 	for _, e := range effects.Journal {
 		if e.LSN != w.last+1 {
@@ -83,7 +89,8 @@ func anyEvent(t *rapid.T, c *Core, ticket Ticket) Event {
 	op.Token.Attachment += rapid.Uint64Range(0, 1).Draw(t, "token")
 	epoch := anyEpoch(t, c)
 	node := chunk.NodeID(rapid.Uint32Range(1, 3).Draw(t, "node"))
-	switch rapid.IntRange(0, 15).Draw(t, "kind") {
+	round := rapid.Uint64Range(0, 3).Draw(t, "round")
+	switch rapid.IntRange(0, 20).Draw(t, "kind") {
 	case 0:
 		return Configure{anyConfig(t, c.promised+chunk.Epoch(rapid.Uint64Range(0, 1).Draw(t, "later")))}
 	case 1:
@@ -98,6 +105,12 @@ func anyEvent(t *rapid.T, c *Core, ticket Ticket) Event {
 		return PeerUp{node}
 	case 9:
 		return Tick{}
+	case 10, 11:
+		return Hold{ticket, epoch, node, round, op.Ref, op.Off, op.Len}
+	case 12:
+		return Release{Ticket(rapid.Uint64Range(0, uint64(ticket)).Draw(t, "hold")), &chunk.Copy{}}
+	case 13:
+		return Need{ticket, epoch, node, round}
 	}
 	return Receive{node, anyMessage(t, c, epoch, op)}
 }
@@ -131,13 +144,18 @@ func anyConfig(t *rapid.T, epoch chunk.Epoch) chunk.Copyset {
 
 func anyMessage(t *rapid.T, c *Core, epoch chunk.Epoch, op chunk.Op) Message {
 	m := Message{
-		Kind:      MessageKind(rapid.Uint8Range(0, 6).Draw(t, "message")),
+		Kind:      MessageKind(rapid.Uint8Range(0, 9).Draw(t, "message")),
 		Epoch:     epoch,
 		Round:     rapid.Uint64Range(0, 3).Draw(t, "round"),
 		LSN:       anyLSN(t, c),
 		Last:      anyLSN(t, c),
 		LastEpoch: c.lastEpoch,
 		Entry:     chunk.Entry{Copyset: 9, Epoch: epoch, LSN: anyLSN(t, c), Commit: anyLSN(t, c), Op: op},
+		Copy:      &chunk.Copy{},
+		Tokens:    map[chunk.VolumeID]chunk.Token{op.Ref.Volume: op.Token},
+	}
+	if m.Kind == Reset {
+		m.LSN = min(m.LSN, 1<<62) // nobody gets further
 	}
 	if rapid.IntRange(0, 7).Draw(t, "configured") == 0 {
 		config := anyConfig(t, epoch)

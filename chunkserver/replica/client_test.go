@@ -190,4 +190,4 @@ func (s *sim) finishRead() {
 
 // read returns the entry that a block's content, as the store shows it, is
 // from.
-func (n *node) read(op *chunk.Op) *chunk.Entry { return n.disk.content[blocksOf(op)[0]].shown }
+func (n *node) read(op *chunk.Op) *chunk.Entry { return n.disk.content.at(blocksOf(op)[0]).shown }

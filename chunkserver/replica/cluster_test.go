@@ -28,6 +28,7 @@ type node struct {
 
 	disk    disk
 	pending []pending
+	shelf   *disk // what an earlier disk had, or nil
 }
 
 // A link carries messages in one direction.

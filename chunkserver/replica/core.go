@@ -112,6 +112,10 @@ func (c *Core) Promised() chunk.Epoch { return c.promised }
 // Epoch is 0 before the first.
 func (c *Core) Config() chunk.Copyset { return c.config }
 
+// Standing returns what this run of the chunkserver is under the last
+// configuration; 0 if that does not name it, or a larger epoch is promised.
+func (c *Core) Standing() chunk.MemberState { return c.standing }
+
 // Pulling tells whether this member is on a stream of the primary as one that
 // is to pull what it has missed: it can do so as long as epoch and round stay.
 func (c *Core) Pulling() (primary chunk.NodeID, epoch chunk.Epoch, round uint64, ok bool) {
@@ -180,6 +184,7 @@ func (c *Core) peerUp(node chunk.NodeID) {
 	case c.lead != nil:
 		if p := c.lead.peer(node); p != nil {
 			c.probe(p)
+			c.resume() // there is no stream that it may be behind on
 		}
 	case c.round != 0 && c.follows(node):
 		c.sendStatus()

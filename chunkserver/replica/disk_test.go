@@ -18,15 +18,50 @@ type disk struct {
 	commit  chunk.LSN
 	tokens  map[chunk.VolumeID]chunk.Token
 
-	content map[block]content
+	content contents
 	whole   bool      // the content is what the history says
 	trusted chunk.LSN // if it isn't: what neither side changed since is
 
-	copies map[block]int // that came since it was put on the stream
+	copies [simParts]int // that came since it was put on the stream
 }
 
-func newDisk() disk {
-	return disk{tokens: make(map[chunk.VolumeID]chunk.Token), content: make(map[block]content), copies: make(map[block]int)}
+func newDisk() disk { return disk{tokens: make(map[chunk.VolumeID]chunk.Token)} }
+
+func (d *disk) clone() *disk {
+	c := *d
+	c.entries, c.tokens = slices.Clone(d.entries), maps.Clone(d.tokens)
+	return &c
+}
+
+// contents is what all blocks have.
+type contents [simVolumes * simChunks * chunkBlocks]content
+
+const (
+	simVolumes  = 2
+	simChunks   = 2             // of a volume
+	chunkBlocks = simBlocks + 1 // that operations reach
+	partBlocks  = 2             // that are compared and copied together
+	simParts    = simVolumes * simChunks * chunkBlocks / partBlocks
+)
+
+// at returns what a block has.
+func (c *contents) at(b block) *content { return &c[b.number()] }
+
+// number numbers the blocks. Scripts name others, too.
+func (b block) number() int {
+	chunkNo := int(b.ref.Volume-1)%simVolumes*simChunks + int(b.ref.Index)%simChunks
+	return chunkNo*chunkBlocks + b.index%chunkBlocks
+}
+
+// partOf returns the part that a block is in. Its first block is partBlocks
+// times that.
+func partOf(b block) int { return b.number() / partBlocks }
+
+// blockOf is the inverse of number.
+func blockOf(number int) block {
+	chunkNo := number / chunkBlocks
+	ref := chunk.Ref{Volume: chunk.VolumeID(chunkNo/simChunks + 1), Index: uint32(chunkNo % simChunks)}
+	return block{ref, number % chunkBlocks}
 }
 
 // content is what a block has: who wrote it, and a second version that
@@ -37,16 +72,16 @@ type content struct {
 }
 
 // equal reports whether two blocks have the same.
-func (c content) equal(o content) bool {
+func (c *content) equal(o *content) bool {
 	return sameOrNone(c.shown, o.shown) && sameOrNone(c.base, o.base)
 }
 
 func sameOrNone(a, b *chunk.Entry) bool { return a == b || a != nil && b != nil && same(a, b) }
 
-// execute applies an operation to the content.
-func execute(to map[block]content, e *chunk.Entry) {
+// execute applies an operation to whatever there is.
+func (c *contents) execute(e *chunk.Entry) {
 	for _, b := range touched(&e.Op) {
-		c := to[b]
+		c := c.at(b)
 		switch e.Op.Kind {
 		case chunk.OpWrite, chunk.OpZero:
 			c.shown = e
@@ -60,7 +95,6 @@ func execute(to map[block]content, e *chunk.Entry) {
 			}
 		}
 		c.changed = e.LSN
-		to[b] = c
 	}
 }
 
@@ -69,7 +103,7 @@ func execute(to map[block]content, e *chunk.Entry) {
 func touched(op *chunk.Op) []block {
 	whole := *op
 	if op.Kind == chunk.OpPurge {
-		whole.Off, whole.Len = 0, simBlocks*chunk.BlockSize
+		whole.Off, whole.Len = 0, chunkBlocks*chunk.BlockSize
 	}
 	return blocksOf(&whole)
 }
@@ -80,16 +114,12 @@ func (d *disk) apply(p pending) {
 	case p.trust:
 		d.whole = true
 	case p.copied != nil:
-		b, c := p.copied.block, p.copied.content
-		c.changed = chunk.LSN(len(d.entries)) + 1
-		d.content[b] = c
-		d.copies[b]++
+		d.copy(p.copied)
 	default:
-		e := p.entry
-		d.entries = append(d.entries, *e)
-		d.commit = max(d.commit, e.Commit)
-		d.take(e)
-		execute(d.content, e)
+		d.entries = append(d.entries, *p.entry)
+		d.commit = max(d.commit, p.entry.Commit)
+		d.take(p.entry)
+		d.content.execute(p.entry)
 	}
 }
 
@@ -97,6 +127,18 @@ func (d *disk) take(e *chunk.Entry) {
 	if e.Op.Token.Compare(d.tokens[e.Op.Ref.Volume]) > 0 {
 		d.tokens[e.Op.Ref.Volume] = e.Op.Token
 	}
+}
+
+// copy makes a part what a Copy says: what was not sent is here already.
+func (d *disk) copy(c *copied) {
+	for i := range c.blocks {
+		b := &d.content[c.part*partBlocks+i]
+		if c.sent[i] {
+			b.shown, b.base = c.blocks[i].shown, c.blocks[i].base
+		}
+		b.changed = chunk.LSN(len(d.entries)) + 1
+	}
+	d.copies[c.part]++
 }
 
 // reset has the history go on elsewhere.
@@ -112,11 +154,16 @@ func (d *disk) reset(h *History) {
 		d.entries[h.LSN-1].Epoch = h.LastEpoch
 	}
 	d.joined, d.commit = h.LSN, h.LSN
-	d.tokens = maps.Clone(h.Tokens)
-	if d.tokens == nil {
-		d.tokens = make(map[chunk.VolumeID]chunk.Token)
-	}
-	d.copies = make(map[block]int)
+	d.tokens = make(map[chunk.VolumeID]chunk.Token)
+	maps.Copy(d.tokens, h.Tokens)
+	d.copies = [simParts]int{}
+}
+
+// drop forgets the copyset, but not what was promised.
+func (d *disk) drop() {
+	promised := d.promised
+	*d = newDisk()
+	d.promised = promised
 }
 
 // forget takes a disk back to when it had n entries, of those that it has.
@@ -127,10 +174,10 @@ func (d *disk) forget(n int) {
 	if n > 0 {
 		d.promised = d.entries[n-1].Epoch
 	}
-	d.tokens, d.content = make(map[chunk.VolumeID]chunk.Token), make(map[block]content)
+	d.tokens, d.content = make(map[chunk.VolumeID]chunk.Token), contents{}
 	for i := range d.entries {
 		d.take(&d.entries[i])
-		execute(d.content, &d.entries[i])
+		d.content.execute(&d.entries[i])
 	}
 }
 
@@ -153,6 +200,24 @@ type pending struct {
 
 // copied is what a Copy says, in the simulator.
 type copied struct {
-	block   block
-	content content
+	part   int
+	blocks [partBlocks]content
+	sent   [partBlocks]bool
+}
+
+// outline is what a member has in a part.
+func (d *disk) outline(part int) (blocks [partBlocks]content) {
+	copy(blocks[:], d.content[part*partBlocks:])
+	return blocks
+}
+
+// differ returns what a member that has theirs in a part must be sent, and
+// whether that is anything.
+func (d *disk) differ(part int, theirs *[partBlocks]content) (c copied, differs bool) {
+	c.part, c.blocks = part, d.outline(part)
+	for i := range c.blocks {
+		c.sent[i] = !c.blocks[i].equal(&theirs[i])
+		differs = differs || c.sent[i]
+	}
+	return c, differs
 }

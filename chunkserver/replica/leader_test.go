@@ -89,9 +89,9 @@ func (s *sim) sealAndCommit(ch *change) bool {
 }
 
 // mayDrop reports whether the change goes on without a member that doesn't
-// answer: when two others are there, but not often.
+// answer: when another one has, but not often.
 func (s *sim) mayDrop(ch *change) bool {
-	return !s.quiet && s.forgetful == 0 && len(ch.answers) >= 2 && s.rng.IntN(4) == 0
+	return !s.quiet && s.forgetful == 0 && len(ch.answers) >= 1 && s.rng.IntN(8) == 0
 }
 
 // seal asks a node, whose answer comes at once.
@@ -144,47 +144,109 @@ type report struct {
 }
 
 // mend hears of a primary, or does one thing about a member that is not in
-// sync, or should not be, while the primary goes on.
+// sync, or should not be, while the primary goes on. Leaders act on what they
+// have heard whenever they like, as long as it is about the configuration that
+// they replace.
 func (s *sim) mend() {
 	if s.config.Primary == 0 {
 		return
 	}
+	r := &s.reports[s.rng.IntN(len(s.reports))]
 	if p := s.node(s.config.Primary); s.rng.IntN(2) == 0 {
 		if s.alive(p) {
-			s.report.epoch = p.core.Config().Epoch
-			s.report.synced, s.report.lagging = p.core.Report()
+			r.epoch = p.core.Config().Epoch
+			r.synced, r.lagging = p.core.Report()
 		}
 		return
 	}
-	next := s.config
-	next.Epoch++
-	next.Members = slices.Clone(next.Members)
-	m := &next.Members[s.rng.IntN(len(next.Members))]
-	n := s.node(m.Node)
-	fresh := s.report.epoch == s.config.Epoch
-	switch synced := fresh && slices.Contains(s.report.synced, n.id); {
-	case m.State == chunk.Out && n.core == nil && !s.quiet && s.rng.IntN(64) == 0:
-		s.logf("node %d is replaced by a new one", n.id)
-		n.disk = newDisk()
-		return
-	case m.State == chunk.Out && s.alive(n):
-		m.State, m.Incarnation = chunk.Syncing, n.run
-	case m.State == chunk.Syncing && n.core != nil && n.run != m.Incarnation:
-		m.Incarnation = n.run
-	case m.State == chunk.Syncing && synced:
-		m.State = chunk.InSync
-		s.tally.joins++
-	case m.State == chunk.Syncing && fresh && slices.Contains(s.report.lagging, n.id), m.State == chunk.Syncing && !s.quiet && s.rng.IntN(256) == 0:
-		m.State = chunk.Out
-	case m.State == chunk.InSync && n.id != next.Primary && inSync(&s.config) > 2 &&
-		(fresh && slices.Contains(s.report.lagging, n.id) || !s.quiet && s.rng.IntN(16) == 0):
-		m.State = chunk.Out
-	default:
+	i := s.rng.IntN(len(s.config.Members))
+	m := s.config.Members[i]
+	if s.swapDisk(m) {
 		return
 	}
-	if n.id == s.forgetful && m.State == chunk.Syncing {
+	next := s.mended(m, r)
+	if next == m {
+		return
+	}
+	if next.Node == s.forgetful && next.State == chunk.Syncing || m.Node == s.forgetful && next.Node != m.Node {
 		s.forgetful, s.suspect = 0, 0
 	}
-	s.logf("configuration %+v", next)
-	s.reconfigured(next)
+	if next.State == chunk.InSync {
+		s.tally.joins++
+	}
+	config := s.config
+	config.Epoch++
+	config.Members = slices.Clone(config.Members)
+	config.Members[i] = next
+	s.logf("configuration %+v", config)
+	s.reconfigured(config)
+}
+
+// mended is what a leader makes of a member, having heard r.
+func (s *sim) mended(m chunk.Member, r *report) chunk.Member {
+	n := s.node(m.Node)
+	fresh := r.epoch == s.config.Epoch
+	synced, lagging := fresh && slices.Contains(r.synced, n.id), fresh && slices.Contains(r.lagging, n.id)
+	switch m.State {
+	case chunk.Out:
+		if spare := s.spare(); spare != nil && s.rng.IntN(8) == 0 {
+			s.tally.replaced++
+			return chunk.Member{Node: spare.id, Incarnation: spare.run, State: chunk.Syncing}
+		}
+		if s.alive(n) {
+			m.State, m.Incarnation = chunk.Syncing, n.run
+		}
+	case chunk.Syncing:
+		switch {
+		case n.core != nil && n.run != m.Incarnation:
+			m.Incarnation = n.run
+		case synced:
+			m.State = chunk.InSync
+		case lagging, !s.quiet && s.rng.IntN(256) == 0:
+			m.State = chunk.Out
+		}
+	case chunk.InSync:
+		if n.id != s.config.Primary && inSync(&s.config) > 2 && (lagging || !s.quiet && s.rng.IntN(16) == 0) {
+			m.State = chunk.Out
+		}
+	}
+	return m
+}
+
+// spare returns a node that is no member, and runs; or nil.
+func (s *sim) spare() *node {
+	for _, n := range s.nodes {
+		if s.config.Member(n.id) == nil && s.alive(n) {
+			return n
+		}
+	}
+	return nil
+}
+
+// swapDisk may put another disk into a member that is out and does not run: a
+// new one, or one that it once had.
+func (s *sim) swapDisk(m chunk.Member) bool {
+	n := s.node(m.Node)
+	if m.State != chunk.Out || n.core != nil || s.quiet || s.rng.IntN(16) > 0 {
+		return false
+	}
+	now := n.disk.clone()
+	if n.shelf == nil || s.rng.IntN(2) == 0 {
+		s.logf("node %d gets a new disk", n.id)
+		n.disk = newDisk()
+	} else {
+		s.logf("node %d gets an old disk, which ends at %d", n.id, len(n.shelf.entries))
+		n.disk = *n.shelf
+	}
+	n.shelf = now
+	return true
+}
+
+// drop has a node that is not a member forget the copyset.
+func (s *sim) drop(n *node) {
+	if s.alive(n) && n.core.Standing() == 0 && n.core.Config().Epoch > 0 && n.core.config.Member(n.id) == nil && n.last() > 0 {
+		s.logf("node %d drops the copyset", n.id)
+		n.flush(len(n.pending))
+		n.disk.drop()
+	}
 }

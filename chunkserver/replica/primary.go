@@ -8,8 +8,8 @@ import "github.com/localsnap/localsnap/chunkserver/chunk"
 const minInSync = 2
 
 // maxIdle is the number of ticks for which a member may keep the primary
-// waiting before it lags.
-const maxIdle = 8
+// waiting, without any progress, before it lags.
+const maxIdle = 4
 
 // lead is what a primary knows. It begins and ends with one epoch.
 type lead struct {
@@ -19,7 +19,7 @@ type lead struct {
 	writable bool      // enough members are in sync
 	reads    []waiting // in no order
 	holds    []hold    // in the order in which they were asked for
-	deferred []Submit  // wait for a hold to end, or for a member to catch up; in order
+	deferred []Submit  // what has to wait before it is ordered, as mustWait says; in order
 }
 
 // A peer is another member as the primary sees it.
@@ -39,11 +39,18 @@ type peer struct {
 	syncing bool
 	joined  chunk.LSN // where it got on the stream; what lies before it pulls
 	needed  bool      // it has pulled everything: nothing is committed without it
+	gaveUp  bool      // its stream was ended for want of progress; a new connection begins another
 }
 
 // counts reports whether an operation must be durable at the peer to be
 // committed.
 func (p *peer) counts() bool { return !p.syncing || p.needed }
+
+// owes reports whether something is expected of the peer, when the history
+// ends at last.
+func (p *peer) owes(last chunk.LSN) bool {
+	return p.acked < last || !p.trusted || p.syncing && !p.streaming
+}
 
 // waiting is a read that may show entries up to lsn.
 type waiting struct {
@@ -127,8 +134,7 @@ func (c *Core) submit(e Submit) {
 		c.refuse(e.Ticket, chunk.ErrNotReady)
 		return
 	}
-	if c.lead.syncing() && (e.Op.Kind == chunk.OpPurge || e.Op.Kind == chunk.OpFlatten) {
-		// What they do depends on content that the member may lack.
+	if c.lead.syncing() && !physical(&e.Op) {
 		c.refuse(e.Ticket, chunk.ErrNotReady)
 		return
 	}
@@ -136,7 +142,7 @@ func (c *Core) submit(e Submit) {
 		c.refuse(e.Ticket, chunk.ErrFenced)
 		return
 	}
-	if c.lead.held(&e.Op) || c.behind() {
+	if c.mustWait(&e.Op) {
 		c.lead.deferred = append(c.lead.deferred, e)
 		return
 	}
@@ -174,18 +180,16 @@ func (c *Core) read(e Read) {
 // was sent before.
 func (c *Core) probe(p *peer) {
 	p.round++
-	if p.syncing && !c.synced(p) {
-		p.needed = false // nobody was told that it is synced
-	}
-	p.floor, p.told, p.streaming = max(p.acked, c.commit), 0, false
+	c.mayRelease(p)
+	p.floor, p.told, p.streaming, p.gaveUp = max(p.acked, c.commit), 0, false, false
 	config := c.config
 	c.send(p.node, Message{Kind: Probe, Round: p.round, Config: &config})
 }
 
 // heard takes in what a peer says of its history.
 func (c *Core) heard(p *peer, m *Message) {
-	if m.Round != p.round {
-		return // it answers this round, too
+	if m.Round != p.round || p.gaveUp {
+		return // it answers this round, too; or is on no stream any more
 	}
 	if !p.streaming {
 		if p.syncing && !p.needed {
@@ -282,9 +286,9 @@ func (c *Core) tick() {
 			c.send(p.node, Message{Kind: Commit, LSN: c.commit})
 			p.told = c.commit
 		}
-		if p.streaming && p.acked >= c.tail.last() {
+		if !p.owes(c.tail.last()) {
 			p.idle = 0
-		} else if p.idle++; p.idle == maxIdle && p.syncing {
+		} else if p.idle++; p.idle == maxIdle && p.syncing && p.streaming {
 			c.giveUp(p)
 		}
 	}

@@ -1,42 +1,49 @@
 package replica
 
 import (
-	"slices"
-
 	"github.com/localsnap/localsnap/chunkserver/chunk"
 )
 
 // A pull is a member that brings itself up to date, as its shell does.
 type pull struct {
-	member  *node
 	run     chunk.Incarnation
 	primary chunk.NodeID
 	epoch   chunk.Epoch
 	round   uint64
 
-	end  chunk.LSN       // of the primary's history when it was asked what there is; 0 before
-	todo []block         // to be compared
-	busy map[block]*part // asked for
+	end      chunk.LSN // of the primary's history when it was asked what there is; 0 before
+	surveyed bool
+	todo     []int    // parts to be compared
+	busy     []*asked // for parts
+	need     *supply  // word that all is here, under way
+	done     bool     // it has been heard
 }
 
-// A part is a block that was asked for.
-type part struct {
-	has    content
+// asked is a part that was asked for.
+type asked struct {
+	part   int
+	has    [partBlocks]content
 	copies int  // of it that were stored when it was asked for
-	sent   bool // the primary has sent another
+	sent   bool // the primary has answered
+	equal  bool // that nothing differs
 }
 
-// A supply is a pull of one block, as the primary's shell works on it, or word
+// A supply is a pull of one part, as the primary's shell works on it, or word
 // that all was pulled. It may lie about for long before it does.
 type supply struct {
-	from, to *node
-	run      chunk.Incarnation // of from
-	need     Need              // or else
-	hold     Hold
-	block    block
-	part     *part
-	asked    bool
-	granted  bool
+	from    *node
+	run     chunk.Incarnation // of from
+	to      chunk.NodeID
+	ticket  Ticket
+	request Event // a Hold or a Need
+	pull    *pull
+	part    *asked // of a Hold
+
+	open    bool // the core has been asked
+	granted bool
+	read    bool // what differs is known, and is released next
+	differs bool
+	copied  copied
 }
 
 // pull goes one step on with bringing a member up to date.
@@ -51,141 +58,143 @@ func (s *sim) pull(n *node) {
 	}
 	p := s.pulls[n.id]
 	if p == nil || p.run != n.run || p.epoch != epoch || p.round != round {
-		p = &pull{member: n, run: n.run, primary: primary, epoch: epoch, round: round}
-		s.pulls[n.id] = p
+		s.pulls[n.id] = &pull{run: n.run, primary: primary, epoch: epoch, round: round}
 		return
 	}
 	from := s.node(p.primary)
 	switch {
-	case !s.alive(from) || from.core.Serving() != p.epoch:
-	case p.busy == nil:
-		s.survey(p, from)
+	case !s.alive(from) || from.core.Serving() != p.epoch || p.done:
+	case !p.surveyed:
+		s.survey(p, n, from)
 	case len(p.todo) > 0 && len(p.busy) < 2:
-		s.request(p, from)
+		s.request(p, n, from)
 	case len(p.busy) > 0:
-		s.collect(p, from)
-	default:
+		s.collect(p, n)
+	case p.need == nil || s.rng.IntN(64) == 0: // it seems to be lost
 		s.logf("node %d has pulled everything in round %d", n.id, p.round)
-		s.tickets++
-		s.supplies[s.tickets] = &supply{from: from, to: n, run: from.run, need: Need{Ticket: s.tickets, Epoch: p.epoch, Node: n.id, Round: p.round}}
+		p.need = s.send(p, n, from, nil)
 	}
 }
 
-// survey finds out which blocks may differ, when all that was ordered before
+// survey finds out which parts may differ, when all that was ordered before
 // can be seen.
-func (s *sim) survey(p *pull, from *node) {
+func (s *sim) survey(p *pull, n, from *node) {
 	if p.end == 0 {
 		p.end = from.last()
 	}
 	if chunk.LSN(len(from.disk.entries)) < p.end {
 		return
 	}
-	p.busy = make(map[block]*part)
-	trusted := p.member.disk.trusted
-	for volume := range chunk.VolumeID(2) {
-		for i := range uint32(2) {
-			for index := range simBlocks + 1 {
-				b := block{chunk.Ref{Volume: volume + 1, Index: i}, index}
-				if from.disk.content[b].changed > trusted || p.member.disk.content[b].changed > trusted {
-					p.todo = append(p.todo, b)
-				}
+	p.surveyed = true
+	trusted := n.disk.trusted
+	for part := range simParts {
+		theirs, ours := from.disk.outline(part), n.disk.outline(part)
+		for i := range partBlocks {
+			if theirs[i].changed > trusted || ours[i].changed > trusted {
+				p.todo = append(p.todo, part)
+				break
 			}
 		}
 	}
-	s.logf("node %d is to compare %d blocks, trusting %d", p.member.id, len(p.todo), trusted)
+	s.logf("node %d is to compare %d parts, trusting %d", n.id, len(p.todo), trusted)
 }
 
-// request asks for a block.
-func (s *sim) request(p *pull, from *node) {
-	b := p.todo[0]
+// request asks for a part.
+func (s *sim) request(p *pull, n, from *node) {
+	part := p.todo[0]
 	p.todo = p.todo[1:]
-	c := &part{has: p.member.disk.content[b], copies: p.member.disk.copies[b]}
-	p.busy[b] = c
+	a := &asked{part: part, has: n.disk.outline(part), copies: n.disk.copies[part]}
+	p.busy = append(p.busy, a)
+	s.send(p, n, from, a)
+}
+
+// send sends the primary's shell what it is asked for: a part, or to take in
+// that there is nothing left to ask for.
+func (s *sim) send(p *pull, n, from *node, a *asked) *supply {
 	s.tickets++
-	s.supplies[s.tickets] = &supply{
-		from: from, to: p.member, run: from.run, block: b, part: c,
-		hold: Hold{Ticket: s.tickets, Epoch: p.epoch, Node: p.member.id, Round: p.round, Ref: b.ref, Off: uint32(b.index) * chunk.BlockSize, Len: chunk.BlockSize},
+	y := &supply{from: from, run: from.run, to: n.id, ticket: s.tickets, pull: p, part: a}
+	if a == nil {
+		y.request = Need{Ticket: y.ticket, Epoch: p.epoch, Node: n.id, Round: p.round}
+	} else {
+		first := blockOf(a.part * partBlocks)
+		y.request = Hold{
+			Ticket: y.ticket, Epoch: p.epoch, Node: n.id, Round: p.round,
+			Ref: first.ref, Off: uint32(first.index) * chunk.BlockSize, Len: partBlocks * chunk.BlockSize,
+		}
 	}
+	s.supplies = append(s.supplies, y)
+	return y
 }
 
-// collect lets go of the blocks that have come, and asks again for those that
+// collect lets go of the parts that have come, and asks again for those that
 // seem to be lost.
-func (s *sim) collect(p *pull, from *node) {
-	for b, c := range p.busy {
-		if c.sent && p.member.disk.copies[b] > c.copies {
-			delete(p.busy, b)
+func (s *sim) collect(p *pull, n *node) {
+	lost := s.rng.IntN(64) == 0
+	busy := p.busy[:0]
+	for _, a := range p.busy {
+		switch {
+		case a.sent && (a.equal || n.disk.copies[a.part] > a.copies):
+		case lost:
+			p.todo = append(p.todo, a.part)
+		default:
+			busy = append(busy, a)
 		}
 	}
-	if len(p.busy) > 0 && s.rng.IntN(64) == 0 {
-		for _, b := range sortedBlocks(p.busy) {
-			delete(p.busy, b)
-			p.todo = append(p.todo, b)
-		}
-	}
-}
-
-func sortedBlocks(of map[block]*part) (blocks []block) {
-	for volume := range chunk.VolumeID(2) {
-		for i := range uint32(2) {
-			for index := range simBlocks + 1 {
-				if b := (block{chunk.Ref{Volume: volume + 1, Index: i}, index}); of[b] != nil {
-					blocks = append(blocks, b)
-				}
-			}
-		}
-	}
-	return blocks
+	p.busy = busy
 }
 
 // supplyOne goes one step on with a pull at a primary.
 func (s *sim) supplyOne() {
-	tickets := make([]Ticket, 0, len(s.supplies))
-	for t := range s.supplies {
-		tickets = append(tickets, t)
-	}
-	if len(tickets) == 0 {
+	if len(s.supplies) == 0 {
 		return
 	}
-	slices.Sort(tickets)
-	t := tickets[s.rng.IntN(len(tickets))]
-	y := s.supplies[t]
+	y := s.supplies[s.rng.IntN(len(s.supplies))]
 	switch {
 	case y.from.core == nil || y.from.run != y.run:
-		delete(s.supplies, t)
+		s.forgo(y)
 	case !s.alive(y.from):
-	case y.need.Ticket != 0:
-		s.open[t] = y.from.core
-		s.step(y.from, y.need)
-	case !y.asked:
-		y.asked = true
-		s.ask(y.from, t, y.hold)
-	case y.granted:
-		delete(s.supplies, t)
+	case !y.open:
+		y.open = true
+		s.ask(y.from, y.ticket, y.request)
+	case y.read:
+		s.forgo(y)
 		s.release(y)
+	case y.granted:
+		y.read = true
+		y.copied, y.differs = y.from.disk.differ(y.part.part, &y.part.has)
 	}
 }
 
-// granted takes in the answer to a Hold.
-func (w *world) granted(y *supply, err error) {
-	if err != nil || y.need.Ticket != 0 {
-		delete(w.supplies, y.hold.Ticket)
-		delete(w.supplies, y.need.Ticket)
+// answeredSupply takes in the answer to a Hold or a Need.
+func (w *world) answeredSupply(n *node, y *supply, err error) {
+	if _, ok := y.request.(Hold); ok && err == nil {
+		y.granted = true
 		return
 	}
-	y.granted = true
+	w.forgo(y)
+	if y.part != nil {
+		return // it is asked for again
+	}
+	if err == nil {
+		y.pull.done = true
+		w.needs[n.core] = n.core.config.Epoch
+	}
+	y.pull.need = nil
 }
 
-// release has the primary send what it has, if that differs.
+// release has the primary send what differs.
 func (s *sim) release(y *supply) {
-	has := y.from.disk.content[y.block]
-	r := Release{Ticket: y.hold.Ticket}
-	if has.equal(y.part.has) {
-		y.part.copies = -1 // nothing will come
-	} else {
-		s.copied = append(s.copied, copied{y.block, has})
-		r.Copy = &chunk.Copy{Data: uint64(len(s.copied) - 1)}
+	r := Release{Ticket: y.ticket}
+	if y.differs {
+		r.Copy = s.sendable(y.copied)
 	}
-	y.part.sent = true
-	s.logf("node %d sends %d block %d of %v: %v", y.from.id, y.to.id, y.block.index, y.block.ref, r.Copy != nil)
+	y.part.sent, y.part.equal = true, !y.differs
+	s.logf("node %d sends %d part %d: %v of %v", y.from.id, y.to, y.copied.part, y.copied.sent, y.copied.blocks)
 	s.step(y.from, r)
+}
+
+// sendable wraps up what a Copy is to say.
+func (c *cluster) sendable(of copied) *chunk.Copy {
+	c.copied = append(c.copied, of)
+	return &chunk.Copy{Data: uint64(len(c.copied) - 1)}
 }

@@ -21,18 +21,22 @@ var rewrite = flag.Bool("rewrite", false, "write what the scripts say now into t
 // indented; lines that begin with # explain. The commands:
 //
 //	nodes 3                          start three nodes with empty disks
-//	configure 1,2,3 epoch=1 primary=1 [out=3]
+//	configure 1,2,3 epoch=1 primary=1 [out=3] [syncing=3]
 //	                                 all nodes are members; those named first are told
 //	seal 1,2 epoch=2
 //	submit 1 t7 epoch=1 write 5/0 by 1.1 at 0+2
-//	                                 ticket 7; also zero, fence, purge; blocks 0 and 1 of chunk 0 of volume 5
+//	                                 ticket 7; also zero, fence, flatten, purge; blocks 0 and 1 of chunk 0 of volume 5
 //	read 1 t8 epoch=1 5/0 at 0+2     ask about a read
 //	sync 1,2                         all that is pending there becomes durable
 //	deliver 1->2 [n]                 all messages of a connection, or the first n
 //	lose 1->2                        lose what is on the connection and make a new one
 //	delay 1->2                       make a new connection; what is on the old one comes late
 //	late 1->2                        now
-//	tick 1
+//	hold 1 t9 epoch=1 node=3 round=1 5/0 at 0+2
+//	release 1 t9 [copy]              with what node 1 has where the range begins, or nothing
+//	need 1 t10 epoch=1 node=3 round=1
+//	tick 1 [n]                       n times
+//	report 1
 //	crash 1                          nothing pending survives
 //	start 1                          a new process, and connections to all that run
 //	settle                           deliver and sync everywhere until nothing is left
@@ -66,7 +70,7 @@ const indent = "    "
 
 // play returns the script with the output that it has now.
 func play(script string) (string, error) {
-	s := &stage{}
+	s := &stage{holds: make(map[Ticket]Hold)}
 	for i, line := range strings.Split(strings.TrimSuffix(script, "\n"), "\n") {
 		if strings.HasPrefix(line, indent) {
 			continue
@@ -85,7 +89,8 @@ func play(script string) (string, error) {
 // A stage is where a script plays.
 type stage struct {
 	*cluster
-	out strings.Builder
+	out   strings.Builder
+	holds map[Ticket]Hold
 }
 
 func (s *stage) do(words []string) error {
@@ -135,7 +140,22 @@ func (s *stage) do(words []string) error {
 		}
 		l.late = nil
 	case "tick":
-		s.step(s.some(a)[0], Tick{})
+		n := s.some(a)[0]
+		for range max(1, a.last()) {
+			s.step(n, Tick{})
+		}
+	case "hold":
+		s.hold(a)
+	case "release":
+		s.release(a)
+	case "need":
+		n, e := s.some(a)[0], Need{Ticket: Ticket(a.number("t"))}
+		e.Epoch, e.Node, e.Round = a.stream()
+		s.step(n, e)
+	case "report":
+		n := s.some(a)[0]
+		synced, lagging := n.core.Report()
+		fmt.Fprintf(&s.out, indent+"%d reports %v synced, %v lagging\n", n.id, synced, lagging)
 	case "crash":
 		s.crash(s.some(a)[0], 0)
 	case "start":
@@ -146,6 +166,25 @@ func (s *stage) do(words []string) error {
 		return fmt.Errorf("unknown command")
 	}
 	return a.err
+}
+
+func (s *stage) hold(a *args) {
+	n, e := s.some(a)[0], Hold{Ticket: Ticket(a.number("t"))}
+	e.Epoch, e.Node, e.Round = a.stream()
+	e.Ref = a.ref()
+	e.Off, e.Len = a.blocks()
+	s.holds[e.Ticket] = e
+	s.step(n, e)
+}
+
+func (s *stage) release(a *args) {
+	n, e := s.some(a)[0], Release{Ticket: Ticket(a.number("t"))}
+	if len(a.words) > 0 {
+		h := s.holds[e.Ticket]
+		all, _ := n.disk.differ(partOf(block{h.Ref, int(h.Off / chunk.BlockSize)}), &[partBlocks]content{})
+		e.Copy = s.sendable(all)
+	}
+	s.step(n, e)
 }
 
 // show prints a step that had effects, or that was to have some.
@@ -159,8 +198,17 @@ func (s *stage) show(n *node, e Event, effects Effects) {
 	if effects.Promise != 0 {
 		line("promises epoch %d", effects.Promise)
 	}
+	if r := effects.Reset; r != nil {
+		line("goes on behind %d.%d, with the tokens of %d volumes", r.LastEpoch, r.LSN, len(r.Tokens))
+	}
 	for _, entry := range effects.Journal {
 		line("journals %v", shownEntry(entry))
+	}
+	for range effects.Copies {
+		line("takes a copy")
+	}
+	if effects.Trust {
+		line("is trusted")
 	}
 	for _, s := range effects.Send {
 		line("-> %d: %v", s.To, shownMessage(s.Message))
@@ -186,11 +234,14 @@ func (s *stage) show(n *node, e Event, effects Effects) {
 // config is the configuration that a command describes.
 func (s *stage) config(a *args) chunk.Copyset {
 	c := chunk.Copyset{ID: 9, Epoch: chunk.Epoch(a.named("epoch")), Primary: chunk.NodeID(a.named("primary"))}
-	out := chunk.NodeID(a.named("out"))
+	out, syncing := chunk.NodeID(a.named("out")), chunk.NodeID(a.named("syncing"))
 	for _, n := range s.nodes {
 		m := chunk.Member{Node: n.id, Incarnation: n.run, State: chunk.InSync}
-		if n.id == out {
+		switch n.id {
+		case out:
 			m.State = chunk.Out
+		case syncing:
+			m.State = chunk.Syncing
 		}
 		c.Members = append(c.Members, m)
 	}
@@ -288,6 +339,19 @@ func (a *args) named(name string) int {
 	return 0
 }
 
+// last takes the last number, if any is left.
+func (a *args) last() int {
+	if len(a.words) == 0 {
+		return 0
+	}
+	return a.number("")
+}
+
+// stream takes what names the stream of a member that is syncing.
+func (a *args) stream() (chunk.Epoch, chunk.NodeID, uint64) {
+	return chunk.Epoch(a.named("epoch")), chunk.NodeID(a.named("node")), uint64(a.named("round"))
+}
+
 // plain takes the next word that is not of the form name=value.
 func (a *args) plain() string {
 	word := a.next()
@@ -329,7 +393,7 @@ func (a *args) blocks() (off, n uint32) {
 
 // op takes an operation, as shownOp prints it.
 func (a *args) op() chunk.Op {
-	kinds := map[string]chunk.OpKind{"write": chunk.OpWrite, "zero": chunk.OpZero, "fence": chunk.OpFence, "purge": chunk.OpPurge}
+	kinds := map[string]chunk.OpKind{"write": chunk.OpWrite, "zero": chunk.OpZero, "fence": chunk.OpFence, "flatten": chunk.OpFlatten, "purge": chunk.OpPurge}
 	var op chunk.Op
 	op.Kind = kinds[a.plain()]
 	op.Ref = a.ref()

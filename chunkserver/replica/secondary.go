@@ -59,7 +59,7 @@ func (c *Core) receiveAsSecondary(m *Message) {
 			c.commitTo(m.LSN)
 		}
 	case Tokens, Reset, Copy:
-		if c.standing == chunk.Syncing && m.Round == c.round {
+		if c.standing == chunk.Syncing && c.round != 0 && m.Round == c.round {
 			c.receiveSyncing(m)
 		}
 	}

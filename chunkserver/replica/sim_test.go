@@ -3,8 +3,10 @@ package replica
 import (
 	"flag"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/localsnap/localsnap/chunkserver/chunk"
@@ -12,37 +14,64 @@ import (
 
 var (
 	firstSeed = flag.Uint64("seed", 1, "first seed of the simulator")
-	seeds     = flag.Uint64("seeds", 5000, "number of schedules to simulate")
+	seeds     = flag.Uint64("seeds", 3000, "number of schedules to simulate")
 )
 
 // TestSim runs the protocol through random schedules of delivery, delay,
-// repetition and loss of messages, of slow disks and one that loses its memory,
-// of crashes, restarts and pauses, of competing metadata leaders, of clients
-// that retry, and of writers that don't know that they are replaced. Afterwards the faults stop,
-// and everything has to come to its end. The checks are in world_test.go.
+// repetition and loss of messages, of slow disks and ones that lose their
+// memory, of crashes, restarts and pauses, of members that go, come back with
+// whatever disk, are replaced, and bring themselves up to date, of competing
+// metadata leaders, of clients that retry, and of writers that don't know that
+// they are replaced. Afterwards the faults stop, and everything has to come to
+// its end, with all members in sync. The checks are in world_test.go.
 func TestSim(t *testing.T) {
-	var all tally
-	committed, epochs := 0, 0
-	for seed := *firstSeed; seed < *firstSeed+*seeds; seed++ {
-		w, err := simulate(seed, nil)
-		committed += len(w.committed)
-		epochs += len(w.configs)
-		all.suspects += w.tally.suspects
-		all.joins += w.tally.joins
-		all.copies += w.tally.copies
-		all.waited += w.tally.waited
-		if err != nil {
-			var story strings.Builder
-			if *seeds == 1 {
-				simulate(seed, &story)
-			}
-			t.Fatalf("%sseed %d: %v\nits story: go test ./chunkserver/replica -run TestSim -seed %d -seeds 1", &story, seed, err, seed)
+	r := simulateAll(*firstSeed, *seeds)
+	if r.err != nil {
+		var story strings.Builder
+		if *seeds == 1 {
+			simulate(r.seed, &story)
 		}
+		t.Fatalf("%sseed %d: %v\nits story: go test ./chunkserver/replica -run TestSim -seed %d -seeds 1", &story, r.seed, r.err, r.seed)
 	}
-	t.Logf("%d schedules with %d epochs, %d operations and %+v", *seeds, epochs, committed, all)
-	if n := int(*seeds); n >= 1000 && (committed < 20*n || epochs < 3*n || all.suspects == 0 || all.joins < n/2 || all.copies < n || all.waited < n/20) {
+	t.Logf("%d schedules: %+v", *seeds, r.tally)
+	if n := int(*seeds); n >= 1000 && (r.committed < 20*n || r.epochs < 3*n || r.suspects == 0 || r.joins < n/2 || r.copies < n/2 || r.waited < n/20 || r.replaced < n/20) {
 		t.Errorf("that is too little to mean something")
 	}
+}
+
+// results are what n schedules have come to, or the first that failed.
+type results struct {
+	tally
+	seed uint64
+	err  error
+}
+
+// simulateAll runs the schedules of n seeds, on all cores. It begins with them
+// in order, and with none behind one that has failed: so that the first failure
+// is always the same.
+func simulateAll(first, n uint64) (r results) {
+	var mu sync.Mutex // guards r and next
+	next := first
+	var workers sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		workers.Go(func() {
+			mu.Lock()
+			defer mu.Unlock()
+			for next < first+n && r.err == nil {
+				seed := next
+				next++
+				mu.Unlock()
+				w, err := simulate(seed, nil)
+				mu.Lock()
+				r.add(&w.tally)
+				if err != nil && (r.err == nil || seed < r.seed) {
+					r.seed, r.err = seed, err
+				}
+			}
+		})
+	}
+	workers.Wait()
+	return r
 }
 
 // A sim is one schedule.
@@ -52,7 +81,7 @@ type sim struct {
 	rates   rates
 	paused  map[chunk.NodeID]bool
 	changes []*change
-	report  report
+	reports [2]report // that leaders have heard
 }
 
 // rates are the chances of faults, per mille of the actions. They differ from
@@ -73,7 +102,12 @@ var someNodes = []int{1, 2, 3, 3, 3, 3, 3, 3}
 // simulate runs the schedule of a seed, and tells its story if there is where.
 func simulate(seed uint64, story *strings.Builder) (w *world, err error) {
 	rng := rand.New(rand.NewPCG(seed, 0))
-	s := &sim{world: newWorld(someNodes[rng.IntN(len(someNodes))], story), rng: rng, paused: make(map[chunk.NodeID]bool)}
+	members := someNodes[rng.IntN(len(someNodes))]
+	nodes := members
+	if members == 3 && rng.IntN(2) == 0 {
+		nodes++ // a spare
+	}
+	s := &sim{world: newWorld(nodes, members, story), rng: rng, paused: make(map[chunk.NodeID]bool)}
 	if rng.IntN(4) > 0 {
 		s.rates = rates{rng.IntN(5), rng.IntN(20), rng.IntN(10), rng.IntN(10), rng.IntN(3), rng.IntN(10)}
 	}
@@ -85,6 +119,7 @@ func simulate(seed uint64, story *strings.Builder) (w *world, err error) {
 			}
 			w, err = s.world, found
 		}
+		s.tally.committed, s.tally.epochs = len(s.committed), len(s.configs)
 	}()
 	for _, n := range s.nodes {
 		s.start(n)
@@ -128,6 +163,7 @@ func (s *sim) work() {
 	switch k := s.rng.IntN(48); {
 	case k >= 40:
 		s.pull(n)
+		s.drop(n)
 	case k >= 32:
 		s.supplyOne()
 	case k < 2:
@@ -188,6 +224,9 @@ func (s *sim) crashOne() {
 	survives := s.rng.IntN(len(n.pending) + 1)
 	s.logf("node %d crashes, %d of %d pending survive", n.id, survives, len(n.pending))
 	s.crash(n, survives)
+	if s.rng.IntN(4) == 0 {
+		n.shelf = n.disk.clone()
+	}
 	delete(s.paused, n.id)
 	s.disconnect(n)
 	if s.mayForget(n) {

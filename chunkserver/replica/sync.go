@@ -24,19 +24,36 @@ func (l *lead) syncing() bool {
 	return slices.ContainsFunc(l.peers, func(p peer) bool { return p.syncing })
 }
 
-// held reports whether an operation has to wait for a hold to end.
-func (l *lead) held(op *chunk.Op) bool {
+// physical reports whether what an operation does depends on nothing that a
+// member that is syncing may lack.
+func physical(op *chunk.Op) bool {
+	return op.Kind != chunk.OpFlatten && op.Kind != chunk.OpPurge
+}
+
+// mustWait reports whether an operation can't be ordered yet: a hold keeps what
+// it writes to as it is, or it overlaps with one that waits, or a member that
+// is syncing is to catch up first.
+func (c *Core) mustWait(op *chunk.Op) bool {
+	if c.behind() {
+		return true
+	}
 	if op.Kind != chunk.OpWrite && op.Kind != chunk.OpZero {
 		return false
 	}
-	for i := range l.holds {
-		h := &l.holds[i]
-		if h.Ref == op.Ref && h.Off < op.Off+op.Len && op.Off < h.Off+h.Len {
+	for i := range c.lead.holds {
+		if h := &c.lead.holds[i]; op.Ref == h.Ref && overlap(op.Off, op.Len, h.Off, h.Len) {
+			return true
+		}
+	}
+	for i := range c.lead.deferred {
+		if d := &c.lead.deferred[i].Op; op.Ref == d.Ref && overlap(op.Off, op.Len, d.Off, d.Len) {
 			return true
 		}
 	}
 	return false
 }
+
+func overlap(off1, len1, off2, len2 uint32) bool { return off1 < off2+len2 && off2 < off1+len1 }
 
 // behind reports whether a member that is syncing has too much on its way.
 func (c *Core) behind() bool {
@@ -65,7 +82,7 @@ func (c *Core) resume() {
 // now on. What it has missed up to here it pulls; none of it is sent, so that
 // it executes nothing that depends on what it lacks.
 func (c *Core) reset(p *peer) {
-	p.joined, p.acked, p.needed, p.idle = c.tail.last(), 0, false, 0
+	p.joined, p.acked, p.idle = c.tail.last(), 0, 0
 	p.trusted, p.streaming, p.told = true, true, c.commit
 	volumes := slices.Sorted(maps.Keys(c.tokens))
 	for some := range slices.Chunk(volumes, maxTokens) {
@@ -78,19 +95,27 @@ func (c *Core) reset(p *peer) {
 	c.send(p.node, Message{Kind: Reset, Round: p.round, LSN: p.joined, LastEpoch: c.lastEpoch})
 }
 
-// giveUp ends the stream of a peer that is syncing and does not keep up. If
-// the metadata leader may have been told that it is synced, it is needed all
-// the same, until a configuration says otherwise.
+// giveUp ends the stream of a peer that is syncing and does not keep up.
 func (c *Core) giveUp(p *peer) {
-	if !c.synced(p) {
+	c.mayRelease(p)
+	p.streaming, p.gaveUp = false, true
+}
+
+// mayRelease ends the need for a peer that is syncing, whose stream ends,
+// unless it is synced: as the metadata leader may have been told, only a
+// configuration can release it then. Until then it goes on with the history
+// that it has, like a member in sync. Any other begins anew on its next stream,
+// and so what it has acknowledged is no longer what it has.
+func (c *Core) mayRelease(p *peer) {
+	if p.syncing && p.needed && !c.synced(p) {
 		p.needed = false
+		c.advance()
 	}
-	p.streaming = false
-	c.advance()
 }
 
 // synced reports whether a peer that is syncing has all that is committed, and
-// will have all that ever is.
+// will have all that ever is. It stays so until the epoch ends: what is needed
+// acknowledges before anything is committed.
 func (c *Core) synced(p *peer) bool {
 	return p.needed && p.acked >= c.commit && c.commit >= p.joined
 }

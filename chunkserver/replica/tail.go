@@ -68,7 +68,7 @@ func (t *tail) changes(ref chunk.Ref, off, n uint32) chunk.LSN {
 		if op.Kind != chunk.OpWrite && op.Kind != chunk.OpZero {
 			continue
 		}
-		if op.Ref == ref && op.Off < off+n && off < op.Off+op.Len {
+		if op.Ref == ref && overlap(op.Off, op.Len, off, n) {
 			return lsn
 		}
 	}

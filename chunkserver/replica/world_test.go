@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -41,19 +40,32 @@ type world struct {
 	reads   []Ticket         // executed, and not asked about
 
 	pulls    map[chunk.NodeID]*pull
-	supplies map[Ticket]*supply
+	supplies []*supply
+	needs    map[*Core]chunk.Epoch // in which it was last told that a member is needed
+	reported map[chunk.NodeID]bool // as synced, under the present configuration
 
 	started   map[*Core]chunk.Epoch // in which it has served
 	authored  map[position]*chunk.Entry
 	committed []chunk.Entry // Invariant: only ever grows; LSN 1 comes first
 	commits   map[*Core]chunk.LSN
+	content   contents             // of what is committed
 	placed    map[uint64]chunk.LSN // of each operation, where it is committed last
 	floors    map[block]chunk.LSN  // what the next read must show at least
 	tokens    map[chunk.VolumeID]chunk.Token
 }
 
 // A tally tells whether enough happens.
-type tally struct{ suspects, joins, copies, waited int }
+type tally struct{ committed, epochs, suspects, joins, copies, waited, replaced int }
+
+func (t *tally) add(o *tally) {
+	t.committed += o.committed
+	t.epochs += o.epochs
+	t.suspects += o.suspects
+	t.joins += o.joins
+	t.copies += o.copies
+	t.waited += o.waited
+	t.replaced += o.replaced
+}
 
 type position struct {
 	epoch chunk.Epoch
@@ -81,7 +93,8 @@ func (w *world) logf(format string, args ...any) {
 	}
 }
 
-func newWorld(nodes int, story *strings.Builder) *world {
+// newWorld has the first of the nodes be members.
+func newWorld(nodes, members int, story *strings.Builder) *world {
 	w := &world{
 		cluster:  newCluster(nodes),
 		story:    story,
@@ -95,9 +108,10 @@ func newWorld(nodes int, story *strings.Builder) *world {
 		floors:   make(map[block]chunk.LSN),
 		tokens:   make(map[chunk.VolumeID]chunk.Token),
 		pulls:    make(map[chunk.NodeID]*pull),
-		supplies: make(map[Ticket]*supply),
+		needs:    make(map[*Core]chunk.Epoch),
+		reported: make(map[chunk.NodeID]bool),
 	}
-	for _, n := range w.nodes {
+	for _, n := range w.nodes[:members] {
 		w.config.Members = append(w.config.Members, chunk.Member{Node: n.id, State: chunk.InSync})
 	}
 	w.cluster.stepped = w.check
@@ -160,6 +174,50 @@ func (w *world) check(n *node, _ Event, effects Effects) {
 	for _, r := range effects.Reply {
 		w.answered(n, r)
 	}
+	if n.core.lead != nil {
+		w.checkCounted(n)
+		w.checkReported(n)
+	}
+}
+
+// checkCounted, invariant 8: an operation is ordered only with two members in sync, and
+// committed when all in sync are durable; one that is syncing makes no
+// difference before it is needed.
+func (w *world) checkCounted(n *node) {
+	c := n.core
+	if len(c.effects.Journal) > 0 && inSync(&c.config) < min(minInSync, len(c.config.Members)) {
+		w.fail("node %d orders operations under %+v", n.id, c.config)
+	}
+	lsn := c.durable
+	for _, m := range c.config.Members {
+		if m.Node == n.id || m.State != chunk.InSync {
+			continue
+		}
+		if p := c.lead.peer(m.Node); p.trusted {
+			lsn = min(lsn, p.acked)
+		} else {
+			return
+		}
+	}
+	if c.commit > lsn && c.commit > c.lead.start || c.commit < lsn && w.needs[c] != c.config.Epoch {
+		w.fail("node %d commits up to %d, when the members in sync have %d", n.id, c.commit, lsn)
+	}
+}
+
+// checkReported, invariant 2: a member that is reported as synced has what is committed,
+// and from then on counts as in sync, as the next configuration may say so.
+func (w *world) checkReported(n *node) {
+	if n.core.config.Epoch != w.config.Epoch || !n.core.lead.syncing() {
+		return
+	}
+	synced, _ := n.core.Report()
+	for _, id := range synced {
+		if !w.reported[id] {
+			w.logf("node %d reports that %d is synced", n.id, id)
+			w.reported[id] = true
+			w.checkMember(id)
+		}
+	}
 }
 
 // checkAuthor, invariant 3: an epoch and an LSN name one operation.
@@ -221,6 +279,7 @@ func (w *world) checkCommit(n *node, lsn chunk.LSN) {
 			w.fail("node %d takes %d for committed, when history ends at %d", n.id, at, len(w.committed))
 		}
 		w.committed = append(w.committed, *e)
+		w.content.execute(e)
 		w.checkHeld(at)
 		w.checkToken(e)
 		w.placed[binary.LittleEndian.Uint64(e.Op.Data)] = at
@@ -230,17 +289,28 @@ func (w *world) checkCommit(n *node, lsn chunk.LSN) {
 
 // relied reports whether a member must have what is committed.
 func (w *world) relied(m chunk.Member) bool {
-	return m.State == chunk.InSync && m.Node != w.forgetful
+	return (m.State == chunk.InSync || w.reported[m.Node]) && m.Node != w.forgetful
 }
 
 // checkHeld, invariant 2: every member in sync has a committed entry on its disk.
 func (w *world) checkHeld(lsn chunk.LSN) {
 	for _, m := range w.config.Members {
-		disk := &w.node(m.Node).disk
-		if w.relied(m) && (len(disk.entries) < int(lsn) || disk.joined < lsn && !same(&disk.entries[lsn-1], &w.committed[lsn-1])) {
-			w.fail("node %d is in sync but does not have the committed entry %d", m.Node, lsn)
+		if w.relied(m) {
+			w.checkEntry(m.Node, lsn)
 		}
 	}
+}
+
+func (w *world) checkEntry(id chunk.NodeID, lsn chunk.LSN) {
+	disk := &w.node(id).disk
+	if len(disk.entries) < int(lsn) || disk.joined < lsn && !same(&disk.entries[lsn-1], &w.committed[lsn-1]) {
+		w.fail("node %d is in sync but does not have the committed entry %d", id, lsn)
+	}
+}
+
+// forgo lets go of what a member has asked for.
+func (w *world) forgo(y *supply) {
+	w.supplies = slices.DeleteFunc(w.supplies, func(o *supply) bool { return o == y })
 }
 
 // checkToken, invariant 5: behind a token there is none that is smaller.
@@ -257,44 +327,37 @@ func (w *world) checkToken(e *chunk.Entry) {
 // reconfigured has the metadata servers commit a configuration.
 func (w *world) reconfigured(next chunk.Copyset) {
 	w.config, w.configs[next.Epoch] = next, next
+	clear(w.reported)
 	w.checkCopies()
 }
 
 // checkCopies, invariants 2 and 7: every member in sync has all that is
 // committed, as entries or as their effects.
 func (w *world) checkCopies() {
-	for lsn := range chunk.LSN(len(w.committed)) {
-		w.checkHeld(lsn + 1)
-	}
-	want := make(map[block]content)
-	for i := range w.committed {
-		execute(want, &w.committed[i])
-	}
 	for _, m := range w.config.Members {
 		if w.relied(m) {
-			w.checkContent(m.Node, maps.Clone(want))
+			w.checkMember(m.Node)
 		}
 	}
 }
 
-// checkContent compares what a member has with what is committed, and what it
+// checkMember compares what a member has with what is committed, and what it
 // has beyond that.
-func (w *world) checkContent(id chunk.NodeID, want map[block]content) {
+func (w *world) checkMember(id chunk.NodeID) {
 	disk := &w.node(id).disk
-	for i := len(w.committed); i < len(disk.entries); i++ {
-		if i < int(disk.joined) {
-			w.fail("node %d is in sync, and was put on the stream at %d, but only %d is committed", id, disk.joined, len(w.committed))
-		}
-		execute(want, &disk.entries[i])
+	for i := range w.committed {
+		w.checkEntry(id, chunk.LSN(i+1))
 	}
-	for volume := range chunk.VolumeID(2) {
-		for i := range uint32(2) {
-			for index := range simBlocks + 1 {
-				b := block{chunk.Ref{Volume: volume + 1, Index: i}, index}
-				if !want[b].equal(disk.content[b]) {
-					w.fail("node %d is in sync but has %v in block %d of %v, not %v", id, disk.content[b], b.index, b.ref, want[b])
-				}
-			}
+	if int(disk.joined) > len(w.committed) {
+		w.fail("node %d is in sync, and was put on the stream at %d, but only %d is committed", id, disk.joined, len(w.committed))
+	}
+	want := w.content
+	for i := len(w.committed); i < len(disk.entries); i++ {
+		want.execute(&disk.entries[i])
+	}
+	for i := range want {
+		if !want[i].equal(&disk.content[i]) {
+			w.fail("node %d is in sync but has %v in %v, not %v", id, disk.content[i], blockOf(i), want[i])
 		}
 	}
 }
@@ -309,8 +372,8 @@ func (w *world) answered(n *node, r Reply) {
 		w.fail("ticket %d is answered, but nobody asks", r.Ticket)
 	}
 	delete(w.open, r.Ticket)
-	if h := w.supplies[r.Ticket]; h != nil {
-		w.granted(h, r.Err)
+	if i := slices.IndexFunc(w.supplies, func(y *supply) bool { return y.ticket == r.Ticket }); i >= 0 {
+		w.answeredSupply(n, w.supplies[i], r.Err)
 		return
 	}
 	wait := w.waiting[r.Ticket]
