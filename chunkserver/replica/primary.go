@@ -9,7 +9,7 @@ const minInSync = 2
 
 // maxIdle is the number of ticks for which a member may keep the primary
 // waiting, without any progress, before it lags.
-const maxIdle = 4
+const maxIdle = 8
 
 // lead is what a primary knows. It begins and ends with one epoch.
 type lead struct {
