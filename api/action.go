@@ -43,8 +43,10 @@ var actions = map[string]action{
 	"GetCloneTaskList": getCloneTaskList,
 	"CleanCloneTask":   cleanCloneTask,
 
-	"ListChunkservers": listChunkservers,
-	"ListCopysets":     listCopysets,
+	"ListChunkservers":  listChunkservers,
+	"DrainChunkserver":  drainChunkserver,
+	"RemoveChunkserver": removeChunkserver,
+	"ListCopysets":      listCopysets,
 }
 
 // decode returns what a request wants to be done.

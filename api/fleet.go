@@ -30,12 +30,33 @@ func listChunkservers(*params) operation {
 				p, ok := presences[n.ID]
 				answer.Chunkservers = append(answer.Chunkservers, client.Chunkserver{
 					ID: uint64(n.ID), Address: n.Address, Connected: ok, Silent: uint64(p.Silent / time.Microsecond),
-					Copysets: members[n.ID], Primaries: primaries[n.ID], Used: p.Used, Free: p.Free,
+					Draining: n.Draining, Copysets: members[n.ID], Primaries: primaries[n.ID], Used: p.Used, Free: p.Free,
 				})
 			}
 			return nil
 		})
 		return answer, err
+	}
+}
+
+// drainChunkserver has a chunkserver's copies moved to others, or no longer.
+func drainChunkserver(p *params) operation {
+	return just(fsm.DrainNode{Node: p.chunkserver(), Draining: !p.flag("Cancel")})
+}
+
+// removeChunkserver forgets a chunkserver that keeps nothing any more. One that
+// runs would only come back, as a new one.
+func removeChunkserver(p *params) operation {
+	node := p.chunkserver()
+	return func(ctx context.Context, m Metadata) (reply, error) {
+		presences, err := m.Presences()
+		if err != nil {
+			return nil, err
+		}
+		if _, ok := presences[node]; ok {
+			return nil, refuse(client.InvalidStatus, "chunkserver %d is connected: stop it first", node)
+		}
+		return just(fsm.RemoveNode{Node: node})(ctx, m)
 	}
 }
 

@@ -185,6 +185,8 @@ func (p *play) event(words []string) {
 		p.world.must(p.t, fsm.CreatePool{Name: words[1], Copysets: []chunk.Copyset{{
 			Epoch: 1, Members: []chunk.Member{{Node: node.ID, State: chunk.InSync}},
 		}}})
+	case "chunkserver":
+		p.world.must(p.t, fsm.RegisterNode{Store: uuid.New(), Address: "test"})
 	case "attach": // attach <path>
 		p.world.must(p.t, fsm.Attach{Path: words[1], Gateway: "test"})
 	case "flatten": // flatten <path> <percent>

@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/localsnap/localsnap/api/client"
+	"github.com/localsnap/localsnap/chunkserver/chunk"
 	"github.com/localsnap/localsnap/fsm"
 )
 
@@ -99,6 +100,12 @@ func (p *params) number(name string, most, otherwise uint64) uint64 {
 		p.fail("parameter %s: %.64q is not a whole number from 0 to %d", name, text, most)
 	}
 	return n
+}
+
+// chunkserver returns the required number of a chunkserver.
+func (p *params) chunkserver() chunk.NodeID {
+	p.required("ID")
+	return chunk.NodeID(p.number("ID", math.MaxUint32, 0))
 }
 
 // gib returns a required size in bytes, given in GiB. One that is too large for

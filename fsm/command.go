@@ -47,6 +47,8 @@ var commands = [...]struct {
 	23: {1, PurgeDone{}},
 	24: {1, ExpireTrash{}},
 	25: {1, Sweep{}},
+	26: {1, DrainNode{}},
+	27: {1, RemoveNode{}},
 }
 
 // types is the inverse of commands.

@@ -616,6 +616,35 @@ func TestNodesKeepTheirNumbers(t *testing.T) {
 	}
 }
 
+func TestNodesLeave(t *testing.T) {
+	t.Parallel()
+	f := world(t)
+	get := func(n chunk.NodeID) Node {
+		return ask(t, f, func(s *State) (Node, error) { return s.Node(n) })
+	}
+	spare := do(t, f, RegisterNode{Store: id(503), Address: "n3:1", Incarnation: 1}).(Node)
+	do(t, f, DrainNode{Node: 1, Draining: true}, DrainNode{Node: spare.ID, Draining: true}, DrainNode{Node: spare.ID, Draining: true})
+	do(t, f, RegisterNode{Store: id(501), Address: "n1:2", Incarnation: 2})
+	if !get(1).Draining || !get(spare.ID).Draining || get(2).Draining {
+		t.Errorf("draining: %+v, %+v, %+v", get(1), get(2), get(spare.ID))
+	}
+	do(t, f, DrainNode{Node: spare.ID})
+	if get(spare.ID).Draining {
+		t.Error("a drain was not cancelled")
+	}
+
+	refused(t, f, RemoveNode{Node: 1}, BadStatus)
+	do(t, f, RemoveNode{Node: spare.ID}, RemoveNode{Node: spare.ID}) // who asks again is answered alike
+	refused(t, f, DrainNode{Node: spare.ID, Draining: true}, NotExist)
+	again := do(t, f, RegisterNode{Store: id(503), Address: "n3:1", Incarnation: 1}).(Node)
+	if again.ID <= spare.ID || again.Draining {
+		t.Errorf("a store that was removed came back as %+v, was %+v", again, spare)
+	}
+	if err := f.Check(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestCopysetsChangeOneEpochAtATime(t *testing.T) {
 	t.Parallel()
 	f := world(t)

@@ -12,6 +12,9 @@ type Node struct {
 	Address     string // where its data plane listens
 	Incarnation chunk.Incarnation
 	Capacity    uint64 // bytes
+
+	// Draining: it is to leave. Its copies are moved to others.
+	Draining bool `json:",omitempty"`
 }
 
 func (n Node) table() string { return "nodes" }
@@ -29,6 +32,18 @@ type RegisterNode struct {
 	Address     string
 	Incarnation chunk.Incarnation
 	Capacity    uint64
+}
+
+// DrainNode has a chunkserver's copies moved to others, or no longer.
+type DrainNode struct {
+	Node     chunk.NodeID
+	Draining bool
+}
+
+// RemoveNode forgets a chunkserver that is a member of no copyset. Its number is
+// not given to another store, nor to its own again.
+type RemoveNode struct {
+	Node chunk.NodeID
 }
 
 // Nodes lists all chunkservers, in the order of their ids.
@@ -53,9 +68,42 @@ func (c RegisterNode) apply(s *State) (any, error) {
 	n := Node{Store: c.Store, Address: c.Address, Incarnation: c.Incarnation, Capacity: c.Capacity}
 	if key := s.find(byStore, "", string(c.Store[:])); key != nil {
 		n.ID = chunk.NodeID(fromNumber(key))
+		before, _ := s.Node(n.ID)
+		n.Draining = before.Draining
 	} else {
 		n.ID = chunk.NodeID(s.next(counterNode))
 	}
 	put(s, n)
 	return n, nil
+}
+
+func (c DrainNode) apply(s *State) (any, error) {
+	n, err := s.Node(c.Node)
+	if err != nil {
+		return nil, err
+	}
+	n.Draining = c.Draining
+	put(s, n)
+	return nil, nil
+}
+
+func (c RemoveNode) apply(s *State) (any, error) {
+	if c.Node != 0 && uint64(c.Node) <= s.last(counterNode) && s.bucket(Node{}.table()).Get(Node{ID: c.Node}.key()) == nil {
+		return nil, nil // the same command has done it
+	}
+	n, err := s.Node(c.Node)
+	if err != nil {
+		return nil, err
+	}
+	held := 0
+	for _, set := range all[copyset](s) {
+		if set.Member(c.Node) != nil {
+			held++
+		}
+	}
+	if held > 0 {
+		return nil, refuse(BadStatus, "chunkserver %d is a member of %d copysets", c.Node, held)
+	}
+	remove(s, n)
+	return nil, nil
 }

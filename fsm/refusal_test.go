@@ -279,6 +279,11 @@ func TestRefusals(t *testing.T) {
 		{RegisterNode{Address: "n:1"}, InvalidArgument},
 		{RegisterNode{Store: id(501)}, InvalidArgument},
 
+		{DrainNode{Node: 9, Draining: true}, NotExist},
+		{RemoveNode{}, NotExist},
+		{RemoveNode{Node: 9}, NotExist},
+		{RemoveNode{Node: 1}, BadStatus},
+
 		{CreatePool{Name: "", Copysets: []chunk.Copyset{set(0, 1)}}, InvalidArgument},
 		{CreatePool{Name: "n"}, InvalidArgument},
 		{CreatePool{Name: "n", Copysets: []chunk.Copyset{set(0, 1), set(1, 1), set(2, 1)}}, InvalidArgument},

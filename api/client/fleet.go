@@ -7,6 +7,17 @@ func (c *Client) ListChunkservers(ctx context.Context, r ListChunkserversRequest
 	return get[ChunkserversReply](ctx, c, "ListChunkservers", r)
 }
 
+// DrainChunkserver has a chunkserver's copies moved to others, until it keeps
+// none.
+func (c *Client) DrainChunkserver(ctx context.Context, r DrainChunkserverRequest) error {
+	return c.do(ctx, "DrainChunkserver", r, &Reply{})
+}
+
+// RemoveChunkserver forgets a chunkserver that keeps no copies and does not run.
+func (c *Client) RemoveChunkserver(ctx context.Context, r RemoveChunkserverRequest) error {
+	return c.do(ctx, "RemoveChunkserver", r, &Reply{})
+}
+
 // ListCopysets returns all copysets.
 func (c *Client) ListCopysets(ctx context.Context, r ListCopysetsRequest) (CopysetsReply, error) {
 	return get[CopysetsReply](ctx, c, "ListCopysets", r)
@@ -14,6 +25,17 @@ func (c *Client) ListCopysets(ctx context.Context, r ListCopysetsRequest) (Copys
 
 // ListChunkserversRequest asks how the chunkservers are.
 type ListChunkserversRequest struct{}
+
+// DrainChunkserverRequest names a chunkserver that is to leave.
+type DrainChunkserverRequest struct {
+	ID     uint64
+	Cancel bool // it is to stay
+}
+
+// RemoveChunkserverRequest names a chunkserver that has left.
+type RemoveChunkserverRequest struct {
+	ID uint64
+}
 
 // ListCopysetsRequest asks who keeps which copies.
 type ListCopysetsRequest struct {
@@ -32,6 +54,7 @@ type Chunkserver struct {
 	Address   string
 	Connected bool   // to the leader
 	Silent    uint64 // microseconds since it gave a sign of life, if Connected
+	Draining  bool   // its copies are moved to others
 	Copysets  int    // that it is a member of
 	Primaries int    // of these, whose primary it is
 	Used      uint64 // bytes, if Connected

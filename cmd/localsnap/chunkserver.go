@@ -11,8 +11,10 @@ import (
 )
 
 type chunkserverCmd struct {
-	Serve chunkserverServe `cmd:"" default:"withargs" help:"Run one chunkserver, which keeps copies of the data."`
-	List  chunkserverList  `cmd:"" help:"List the chunkservers of a cluster, and how they are."`
+	Serve  chunkserverServe  `cmd:"" default:"withargs" help:"Run one chunkserver, which keeps copies of the data."`
+	List   chunkserverList   `cmd:"" help:"List the chunkservers of a cluster, and how they are."`
+	Drain  chunkserverDrain  `cmd:"" help:"Move all copies of a chunkserver to others."`
+	Remove chunkserverRemove `cmd:"" help:"Forget a chunkserver that keeps no copies and does not run."`
 }
 
 type chunkserverServe struct {

@@ -138,7 +138,54 @@ func (c *chunkserverList) Run(ctx context.Context, a *access) error {
 				state, seen = "connected", (time.Duration(s.Silent)*time.Microsecond).Round(time.Millisecond).String()+" ago"
 				used, free = aboutText(s.Used), aboutText(s.Free)
 			}
+			if s.Draining {
+				state += ", draining"
+			}
 			return fmt.Sprintf("%d\t%s\t%s\t%s\t%d\t%d\t%s\t%s", s.ID, s.Address, state, seen, s.Copysets, s.Primaries, used, free)
 		})
 	})
+}
+
+type chunkserverDrain struct {
+	access `embed:""`
+
+	ID     uint64 `arg:"" help:"The number of the chunkserver in localsnap chunkserver list."`
+	Cancel bool   `help:"Stop moving: the chunkserver stays."`
+}
+
+func (*chunkserverDrain) Help() string {
+	return `Every copyset of the chunkserver gets another member first, which is brought up to date; then the chunkserver leaves it. So there must
+be a fourth one. I/O goes on. It is done when localsnap chunkserver list shows 0 copysets. For example:
+
+  localsnap chunkserver drain 2`
+}
+
+func (c *chunkserverDrain) Run(ctx context.Context, a *access) error {
+	err := tell(ctx, a, a.api.DrainChunkserver, client.DrainChunkserverRequest{ID: c.ID, Cancel: c.Cancel})
+	if err != nil {
+		return err
+	}
+	if c.Cancel {
+		return a.say(struct{ ID uint64 }{c.ID}, "chunkserver %d stays", c.ID)
+	}
+	return a.say(struct{ ID uint64 }{c.ID}, "the copies of chunkserver %d are being moved; localsnap chunkserver list shows how many are left", c.ID)
+}
+
+type chunkserverRemove struct {
+	access `embed:""`
+
+	ID uint64 `arg:"" help:"The number of the chunkserver in localsnap chunkserver list."`
+}
+
+func (*chunkserverRemove) Help() string {
+	return `A directory whose chunkserver was removed must not be used again. For example:
+
+  localsnap chunkserver remove 2`
+}
+
+func (c *chunkserverRemove) Run(ctx context.Context, a *access) error {
+	if err := tell(ctx, a, a.api.RemoveChunkserver, client.RemoveChunkserverRequest{ID: c.ID}); err != nil {
+		return err
+	}
+	return a.say(struct{ ID uint64 }{c.ID}, "chunkserver %d is forgotten", c.ID)
 }
