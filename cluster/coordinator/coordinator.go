@@ -63,7 +63,15 @@ type Config struct {
 	// Patience is how long a chunkserver may say nothing before its copysets
 	// go on without it, if two copies are left: DefaultPatience.
 	Patience time.Duration
+
+	// ReplaceAfter is how long a chunkserver may stay away before others get
+	// its copies, counted from the beginning of the term at the earliest:
+	// DefaultReplaceAfter.
+	ReplaceAfter time.Duration
 }
+
+// DefaultReplaceAfter is longer than a machine takes to start anew.
+const DefaultReplaceAfter = 10 * time.Minute
 
 // DefaultPatience is four times as long as a chunkserver takes between two signs
 // of life.
@@ -84,6 +92,7 @@ type Coordinator struct {
 // New returns a coordinator, which Run sets going.
 func New(cfg Config) *Coordinator {
 	cfg.Patience = cmp.Or(cfg.Patience, DefaultPatience)
+	cfg.ReplaceAfter = cmp.Or(cfg.ReplaceAfter, DefaultReplaceAfter)
 	return &Coordinator{cfg: cfg, node: cfg.Node, log: cfg.Log}
 }
 

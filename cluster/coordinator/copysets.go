@@ -20,6 +20,12 @@ const (
 	// sealTimeout bounds how long a member may take to promise. Copysets
 	// wait for the one that takes longest, until it counts as silent.
 	sealTimeout = time.Second
+	// inFlight is how long messages between members are under way at most, as
+	// a rule.
+	inFlight = 20 * time.Millisecond
+	// turnRest is how long a copyset keeps a primary that it was to lose, or
+	// has got, for the sake of balance.
+	turnRest = 10 * time.Second
 	// poolSize is the number of copysets of a pool, for good.
 	poolSize = 64
 )
@@ -39,7 +45,10 @@ func (t *term) keepCopysets(ctx context.Context) error {
 	}
 	t.configure()
 	t.tellLacking(configs)
-	o := outlook{nodes: t.look(), reports: t.reports()}
+	o := outlook{nodes: t.look(), reports: t.reports(), turned: make(map[chunk.CopysetID]bool)}
+	for id, at := range t.turned {
+		o.turned[id] = time.Since(at) < turnRest
+	}
 	t.mu.Lock()
 	o.sealed = maps.Clone(t.sealed)
 	t.mu.Unlock()
@@ -67,14 +76,14 @@ func (t *term) makePool(ctx context.Context) error {
 // gateways when that has changed.
 func (t *term) refreshCopysets() error {
 	return t.node.ReadLocal(func(state *fsm.State) error {
-		copysets, addresses := state.Copysets(fsm.DefaultPool), make(map[chunk.NodeID]string)
+		copysets, addresses, draining := state.Copysets(fsm.DefaultPool), make(map[chunk.NodeID]string), make(map[chunk.NodeID]bool)
 		for _, node := range state.Nodes() {
-			addresses[node.ID] = node.Address
+			addresses[node.ID], draining[node.ID] = node.Address, node.Draining
 		}
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		same := maps.Equal(t.addresses, addresses) && slices.EqualFunc(t.copysets, copysets, func(a, b chunk.Copyset) bool { return a.Epoch == b.Epoch })
-		t.copysets, t.addresses = copysets, addresses
+		t.copysets, t.addresses, t.draining = copysets, addresses, draining
 		if !same {
 			for _, g := range t.gateways {
 				t.tellMap(g.conn)
@@ -116,17 +125,16 @@ func place(present map[chunk.NodeID]*chunkserver) []chunk.Copyset {
 // reconfigure commits what there is to decide on copysets.
 func (t *term) reconfigure(ctx context.Context, configs []chunk.Copyset, o outlook) error {
 	var next []chunk.Copyset
-	var sealing []change
-	waiting := 0
-	for _, config := range configs {
-		c, ok := o.decide(config)
+	var sealing, turning []change
+	changes, waiting := o.plan(configs)
+	for _, c := range changes {
 		switch {
-		case ok && c.seal:
+		case c.heir != 0:
+			turning = append(turning, c)
+		case c.seal:
 			sealing = append(sealing, c)
-		case ok:
+		default:
 			next = append(next, c.goOn(o.nodes))
-		case len(c.staying) < c.least:
-			waiting++
 		}
 	}
 	if waiting != t.waiting {
@@ -136,11 +144,38 @@ func (t *term) reconfigure(ctx context.Context, configs []chunk.Copyset, o outlo
 	if err := t.commit(ctx, next); err != nil {
 		return err
 	}
+	if err := t.succeed(ctx, sealing, o); err != nil {
+		return err
+	}
+	return t.turn(ctx, turning, o)
+}
+
+// turn gives copysets other primaries. The present ones stop first, so that what
+// they have sent is everywhere when the others stop: with an end of their own they
+// would stay the primary.
+func (t *term) turn(ctx context.Context, turning []change, o outlook) error {
+	if len(turning) == 0 {
+		return nil
+	}
+	stopping := slices.Clone(turning)
+	for i := range stopping {
+		stopping[i].staying = []chunk.NodeID{stopping[i].config.Primary}
+		t.turned[stopping[i].config.ID] = time.Now()
+	}
+	if _, err := t.seal(ctx, stopping); err != nil {
+		return err
+	}
+	wait(ctx, inFlight)
+	return t.succeed(ctx, turning, o)
+}
+
+// succeed ends the present epochs of copysets and begins the next.
+func (t *term) succeed(ctx context.Context, sealing []change, o outlook) error {
 	ends, err := t.seal(ctx, sealing)
 	if err != nil {
 		return err
 	}
-	next = nil
+	var next []chunk.Copyset
 	for _, c := range sealing {
 		config, ok := c.succeed(ends, o.nodes)
 		if !ok {
@@ -155,7 +190,7 @@ func (t *term) reconfigure(ctx context.Context, configs []chunk.Copyset, o outlo
 func (t *term) tellLacking(configs []chunk.Copyset) {
 	lacking := 0
 	for _, config := range configs {
-		if len(inSync(config)) < len(config.Members) {
+		if len(inSync(config)) < copies {
 			lacking++
 		}
 	}

@@ -21,6 +21,10 @@ type outlook struct {
 	// reports is what primaries have told last about the members of their
 	// copysets.
 	reports map[chunk.CopysetID]wire.Report
+
+	// turned are the copysets that were to get another primary lately,
+	// whether or not they did.
+	turned map[chunk.CopysetID]bool
 }
 
 // sighting is how a chunkserver was last seen. The zero value is one that is
@@ -30,6 +34,9 @@ type sighting struct {
 	incarnation chunk.Incarnation // of the connected process
 	full        bool              // nothing more can be written there
 	resting     bool              // it could not keep up lately
+	away        bool              // failed, and for so long that others shall have its copies
+	draining    bool              // it is to leave
+	roomy       bool              // there is room for copies that others have, too
 }
 
 // standing is what can be counted on of a chunkserver.
@@ -53,6 +60,13 @@ type change struct {
 	// mended are the members that are not in sync, or become so, as they
 	// are to be.
 	mended []chunk.Member
+
+	// joining are new members, and leaving those that are members no more.
+	joining []chunk.Member
+	leaving []chunk.NodeID
+
+	// heir is to be the next primary, if its history is as long as any.
+	heir chunk.NodeID
 
 	// seal says that the primary does not simply go on: those that stay
 	// must refuse the present epoch before one of them can follow.
@@ -157,13 +171,16 @@ func (c *change) succeed(ends map[history]wire.Sealed, nodes map[chunk.NodeID]si
 }
 
 // turns are those that stay, in the order in which they become the primary if
-// their histories are equal: first the member that is named first, so that
+// their histories are equal: first the heir; then the member that is named first, so that
 // primaries are spread as copysets are; then the others, the first of which
 // differs, so that the copysets of one primary that fails are shared.
 func (c *change) turns() []chunk.NodeID {
 	members := c.config.Members
 	spread := int(uint32(c.config.ID) * 0x9e3779b1 >> 16)
 	var turns []chunk.NodeID
+	if c.heir != 0 {
+		turns = append(turns, c.heir)
+	}
 	for i := range members {
 		if i > 0 {
 			i = 1 + (spread+i)%(len(members)-1)
@@ -176,8 +193,8 @@ func (c *change) turns() []chunk.NodeID {
 }
 
 // follow is the next configuration: those that stay are in sync, in their
-// present processes, the other members that were are out, and those that are
-// mended are as they shall be.
+// present processes, the other members that were are out or have left, and those
+// that are mended or join are as they shall be.
 func (c *change) follow(primary chunk.NodeID, nodes map[chunk.NodeID]sighting) chunk.Copyset {
 	next := chunk.Copyset{ID: c.config.ID, Epoch: c.config.Epoch + 1, Primary: primary, Members: slices.Clone(c.config.Members)}
 	for i := range next.Members {
@@ -193,6 +210,8 @@ func (c *change) follow(primary chunk.NodeID, nodes map[chunk.NodeID]sighting) c
 			m.Incarnation = nodes[m.Node].incarnation
 		}
 	}
+	next.Members = slices.DeleteFunc(next.Members, func(m chunk.Member) bool { return slices.Contains(c.leaving, m.Node) })
+	next.Members = append(next.Members, c.joining...)
 	return next
 }
 

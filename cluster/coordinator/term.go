@@ -26,6 +26,7 @@ type term struct {
 	node     *cluster.Node
 	log      *slog.Logger
 	patience time.Duration // see Config
+	replace  time.Duration // see Config.ReplaceAfter
 	began    time.Time
 	cluster  uuid.UUID
 	pausing  volumeLocks
@@ -36,6 +37,7 @@ type term struct {
 	gateways     map[string]*gateway           // every one heard of in this term
 	copysets     []chunk.Copyset               // of the default pool, as last seen; replaced, never changed
 	addresses    map[chunk.NodeID]string       // likewise
+	draining     map[chunk.NodeID]bool         // likewise
 	bells        []chan struct{}               // of the loops
 
 	heard   map[chunk.NodeID]time.Time      // when chunkservers last said something
@@ -46,8 +48,9 @@ type term struct {
 	awake   time.Time                       // since when it has: silence is counted from here
 
 	// What follows is of the loop that keeps copysets.
-	waiting int // copysets that have too few members
-	lacking int // copysets that have not all their copies in sync
+	waiting int                           // copysets that have too few members
+	lacking int                           // copysets that have not all their copies in sync
+	turned  map[chunk.CopysetID]time.Time // when they were to get another primary
 	errands sync.WaitGroup
 }
 
@@ -62,6 +65,7 @@ func newTerm(ctx context.Context, cfg Config) (*term, error) {
 		node:         cfg.Node,
 		log:          cfg.Log,
 		patience:     cfg.Patience,
+		replace:      cfg.ReplaceAfter,
 		began:        time.Now(),
 		cluster:      value.(fsm.Settings).Cluster,
 		conns:        make(map[*wire.Conn]struct{}),
@@ -71,6 +75,7 @@ func newTerm(ctx context.Context, cfg Config) (*term, error) {
 		gone:         make(map[chunk.NodeID]bool),
 		lagged:       make(map[chunk.NodeID]time.Time),
 		sealed:       make(map[chunk.CopysetID]chunk.Epoch),
+		turned:       make(map[chunk.CopysetID]time.Time),
 	}
 	// Whoever asks all copysets must not take "not known yet" for "none".
 	if err := t.refreshCopysets(); err != nil {

@@ -55,12 +55,14 @@ func (t *term) look() map[chunk.NodeID]sighting {
 	defer t.mu.Unlock()
 	for id := range t.addresses {
 		session := t.chunkservers[id]
-		seen := sighting{resting: time.Since(t.lagged[id]) < rest}
+		seen := sighting{resting: time.Since(t.lagged[id]) < rest, draining: t.draining[id]}
 		switch {
 		case t.gone[id], t.silent(t.heard[id]) > t.patience:
 			seen.standing = failed
+			seen.away = min(time.Since(t.heard[id]), time.Since(t.began)) > t.replace
 		case session != nil && time.Since(t.heard[id]) <= silence:
 			seen.standing, seen.incarnation, seen.full = present, session.node.Incarnation, session.sign.Full
+			seen.roomy = session.sign.Free > (session.sign.Used+session.sign.Free)/8
 		}
 		nodes[id] = seen
 	}
