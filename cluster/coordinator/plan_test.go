@@ -127,7 +127,7 @@ func TestRandomClusters(t *testing.T) {
 	}
 	defer state.Close()
 	moves, turns := 0, 0
-	for round := range 60 {
+	for round := range 25 {
 		p := newPark(t, rng, state, round)
 		for range 40 {
 			p.happen()

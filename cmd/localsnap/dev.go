@@ -121,7 +121,7 @@ func openDev(c *devCmd) (_ *dev, err error) {
 	}
 	all, addresses := c.members()
 	for i, m := range all {
-		s, err := openServer(all, m, filepath.Join(c.Data, fmt.Sprintf("server%d", i+1)), "--api-port", coordinator.DefaultPatience, log)
+		s, err := openServer(all, m, filepath.Join(c.Data, fmt.Sprintf("server%d", i+1)), "--api-port", coordinator.Config{}, log)
 		if err != nil {
 			return nil, err
 		}

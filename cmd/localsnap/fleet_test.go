@@ -93,7 +93,7 @@ func startFleet(t *testing.T, settle func(*fsm.Settings)) *fleet {
 
 func (f *fleet) openServer(i int) *server {
 	f.t.Helper()
-	s, err := openServer(f.members, f.members[i], f.serverDir(i), "--api-port", coordinator.DefaultPatience, slog.New(slog.DiscardHandler))
+	s, err := openServer(f.members, f.members[i], f.serverDir(i), "--api-port", coordinator.Config{}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		f.t.Fatal(err)
 	}

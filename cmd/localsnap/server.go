@@ -25,6 +25,8 @@ type serverCmd struct {
 	LogLevel slog.Level `default:"info" help:"Least level that is logged: debug, info, warn or error."`
 
 	Patience time.Duration `default:"2s" help:"How long a chunkserver may say nothing before I/O goes on without it. It is brought up to date when it is back. The same on all servers. Default: ${default}."`
+
+	ReplaceAfter time.Duration `default:"10m" help:"How long a chunkserver may stay away before others get its copies. The same on all servers. Default: ${default}."`
 }
 
 func (*serverCmd) Help() string {
@@ -41,7 +43,7 @@ func (c *serverCmd) Run(ctx context.Context) error {
 	if err := guard(c.Server[i].api.hostPort, "--server", c.Insecure); err != nil {
 		return err
 	}
-	s, err := openServer(c.Server, c.Server[i], c.Data, "--server", c.Patience, newLog(os.Stderr, c.LogLevel))
+	s, err := openServer(c.Server, c.Server[i], c.Data, "--server", coordinator.Config{Patience: c.Patience, ReplaceAfter: c.ReplaceAfter}, newLog(os.Stderr, c.LogLevel))
 	if err != nil {
 		return err
 	}
@@ -58,9 +60,9 @@ type server struct {
 }
 
 // openServer starts a member of the cluster and listens for those that need
-// it. Run must be called. portFlag is the flag that chose the ports; patience is
-// that of coordinator.Config.
-func openServer(all []member, self member, path, portFlag string, patience time.Duration, log *slog.Logger) (_ *server, err error) {
+// it. Run must be called. portFlag is the flag that chose the ports; times
+// are those of the coordinator, zero for the usual ones.
+func openServer(all []member, self member, path, portFlag string, times coordinator.Config, log *slog.Logger) (_ *server, err error) {
 	s := &server{log: log.With("server", self.id)}
 	defer func() {
 		if err != nil {
@@ -87,7 +89,8 @@ func openServer(all []member, self member, path, portFlag string, patience time.
 	if s.node, err = cluster.Open(config); err != nil {
 		return nil, err
 	}
-	s.coordinator = coordinator.New(coordinator.Config{Node: s.node, Log: s.log, Patience: patience})
+	times.Node, times.Log = s.node, s.log
+	s.coordinator = coordinator.New(times)
 	return s, nil
 }
 
