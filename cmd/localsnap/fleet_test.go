@@ -28,6 +28,7 @@ import (
 type fleet struct {
 	t            *testing.T
 	dir          string
+	times        coordinator.Config
 	members      []member
 	addresses    []apiAddress
 	first        hostPort // of the chunkservers
@@ -51,8 +52,14 @@ var fleetStore = store.Options{SegmentBytes: 8 << 20, CheckpointBytes: 32 << 20,
 // that the cluster has kept. settle changes the settings that it begins with.
 func startFleet(t *testing.T, settle func(*fsm.Settings)) *fleet {
 	t.Helper()
+	return startFleetWith(t, coordinator.Config{}, settle)
+}
+
+// startFleetWith is startFleet with times for the coordinators.
+func startFleetWith(t *testing.T, times coordinator.Config, settle func(*fsm.Settings)) *fleet {
+	t.Helper()
 	c := devCmd{APIPort: freePortBlock(t)}
-	f := &fleet{t: t, dir: t.TempDir(), first: loopback(c.APIPort).plus(chunkserverOffset)}
+	f := &fleet{t: t, times: times, dir: t.TempDir(), first: loopback(c.APIPort).plus(chunkserverOffset)}
 	f.members, f.addresses = c.members()
 	f.servers, f.chunkservers = make([]*role, devServers), make([]*role, devChunkservers)
 	t.Cleanup(f.end)
@@ -93,7 +100,7 @@ func startFleet(t *testing.T, settle func(*fsm.Settings)) *fleet {
 
 func (f *fleet) openServer(i int) *server {
 	f.t.Helper()
-	s, err := openServer(f.members, f.members[i], f.serverDir(i), "--api-port", coordinator.Config{}, slog.New(slog.DiscardHandler))
+	s, err := openServer(f.members, f.members[i], f.serverDir(i), "--api-port", f.times, slog.New(slog.DiscardHandler))
 	if err != nil {
 		f.t.Fatal(err)
 	}
