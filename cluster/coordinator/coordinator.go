@@ -39,6 +39,15 @@
 // A member that is out and seen again is brought up to date by the primary, and
 // in sync when that says so. A copyset waits for one of its last two members in
 // any case.
+//
+// # Placement
+//
+// Where nothing fails, copies are moved (plan.go): away from chunkservers that
+// stay away, are to leave, or are full; to those that have joined; and the role of
+// the primary likewise. A move is a member more, which is brought up to date, and
+// then one less: there are never fewer copies in sync meanwhile. What the next step
+// is follows from the configurations, so no leader has to remember a move. Each step
+// makes shares more equal, and where that can't be, nothing is moved.
 package coordinator
 
 import (

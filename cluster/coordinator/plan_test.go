@@ -95,6 +95,89 @@ func TestPlan(t *testing.T) {
 	}
 }
 
+// sharing is a pool on chunkservers 1 to 3 and the outlook when the fourth has
+// joined.
+func sharing() ([]chunk.Copyset, *outlook) {
+	pool := place(registered(3))
+	o := &outlook{nodes: make(map[chunk.NodeID]sighting), turned: make(map[chunk.CopysetID]bool)}
+	for id := range chunk.NodeID(4) {
+		o.nodes[id+1] = sighting{standing: present, incarnation: chunk.Incarnation(100 * (id + 1)), roomy: true}
+	}
+	return pool, o
+}
+
+func TestAFewCopiesAreMovedAtATime(t *testing.T) {
+	t.Parallel()
+	pool, o := sharing()
+	count := func() int {
+		changes, _ := o.plan(pool)
+		for _, c := range changes {
+			if len(c.joining) != 1 || c.joining[0].Node != 4 {
+				t.Fatalf("planned: %+v", c)
+			}
+		}
+		return len(changes)
+	}
+	if n := count(); n != maxJoining {
+		t.Errorf("%d copies are moved at a time, want %d", n, maxJoining)
+	}
+	pool[63].Members = append(pool[63].Members, chunk.Member{Node: 4, Incarnation: 400, State: chunk.Syncing})
+	if n := count(); n != maxJoining-1 {
+		t.Errorf("%d copies are moved besides one, want %d", n, maxJoining-1)
+	}
+	out := &pool[62].Members[1]
+	out.State = chunk.Out
+	o.nodes[out.Node] = sighting{standing: present, incarnation: out.Incarnation, resting: true}
+	if n := count(); n != 0 {
+		t.Errorf("%d copies are moved while one is missing", n)
+	}
+}
+
+func TestCopiesAreNotMovedToWhereThereIsLittleRoom(t *testing.T) {
+	t.Parallel()
+	pool, o := sharing()
+	o.nodes[4] = sighting{standing: present, incarnation: 400}
+	if changes, _ := o.plan(pool); len(changes) != 0 {
+		t.Errorf("planned: %+v", changes)
+	}
+	o.nodes[1] = sighting{standing: present, incarnation: 100, draining: true}
+	if changes, _ := o.plan(pool); len(changes) != maxJoining {
+		t.Errorf("planned for one that is to leave: %+v", changes)
+	}
+}
+
+func TestPrimariesAreSharedByChains(t *testing.T) {
+	t.Parallel()
+	// 1 leads four copysets, but has none in common with 4, which leads none.
+	led := func(id chunk.CopysetID, nodes ...chunk.NodeID) chunk.Copyset {
+		config := chunk.Copyset{ID: id, Epoch: 1, Primary: nodes[0]}
+		for _, n := range nodes {
+			config.Members = append(config.Members, chunk.Member{Node: n, Incarnation: chunk.Incarnation(100 * n), State: chunk.InSync})
+		}
+		return config
+	}
+	pool := []chunk.Copyset{led(0, 1, 2, 3), led(1, 1, 2, 3), led(2, 2, 3, 4), led(3, 3, 2, 4)}
+	_, o := sharing()
+	o.nodes[4] = sighting{standing: present, incarnation: 400}
+	changes := o.turn(pool)
+	if got := planned(o, changes); got != "heir 4, heir 2" || changes[0].config.ID != 2 || changes[1].config.ID != 0 {
+		t.Errorf("planned: %s", got)
+	}
+	o.turned[2] = true
+	if got := planned(o, o.turn(pool)); got != "heir 4, heir 3" {
+		t.Errorf("planned while one rests: %s", got)
+	}
+	o.turned[3] = true
+	if got := planned(o, o.turn(pool)); got != "" {
+		t.Errorf("planned while both rest: %s", got)
+	}
+	o.turned = nil
+	o.nodes[4] = sighting{standing: present, incarnation: 400, draining: true}
+	if got := planned(o, o.turn(pool)); got != "" {
+		t.Errorf("planned for one that is to leave: %s", got)
+	}
+}
+
 // park is a cluster in TestRandomClusters: what its chunkservers are like, and
 // which copysets they have. Data is not kept: who is in sync is for
 // TestRandomFailures.
