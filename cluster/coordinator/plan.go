@@ -107,9 +107,6 @@ func (p *placement) surplus(config chunk.Copyset) (surplus []chunk.NodeID) {
 	}
 	for ; len(staying) > copies; staying = staying[1:] {
 		slices.SortStableFunc(staying, func(a, b chunk.Member) int { return p.dispensable(config, b) - p.dispensable(config, a) })
-		if staying[0].State != chunk.InSync {
-			break
-		}
 		surplus = append(surplus, staying[0].Node)
 	}
 	return surplus
@@ -141,7 +138,7 @@ func (p *placement) dispensable(config chunk.Copyset, m chunk.Member) (n int) {
 // in sync.
 func (p *placement) arrange(config chunk.Copyset) (c change, ok bool) {
 	members := inSync(config)
-	if surplus := p.leaving[config.ID]; len(surplus) > 0 && len(members) >= copies {
+	if surplus := p.leaving[config.ID]; len(surplus) > 0 {
 		return p.leave(config, surplus)
 	}
 	newcomer, ok := p.newcomer(config)

@@ -70,6 +70,7 @@ func TestPlan(t *testing.T) {
 		{"one is to leave, the other is up to date", "iiii", "pDpp", false, "-2"},
 		{"the primary is to leave, the other is up to date", "iiii", "Dppp", false, "heir 2"},
 		{"the primary is to leave, and was to be turned lately", "iiii", "Dppp", true, ""},
+		{"one is to leave, another that is out may be back", "iio", "pDap", false, ""},
 		{"one is to leave, another failed", "iiii", "pDfp", false, "3 out"},
 		{"one too many is out", "iiio", "pppf", false, "-4"},
 		{"one too many", "iiii", "pppp", false, "-2"},
@@ -158,11 +159,19 @@ func TestPrimariesAreSharedByChains(t *testing.T) {
 	}
 	pool := []chunk.Copyset{led(0, 1, 2, 3), led(1, 1, 2, 3), led(2, 2, 3, 4), led(3, 3, 2, 4)}
 	_, o := sharing()
-	o.nodes[4] = sighting{standing: present, incarnation: 400}
-	changes := o.turn(pool)
+	for id, n := range o.nodes {
+		n.roomy = false // nothing is moved
+		o.nodes[id] = n
+	}
+	changes, _ := o.plan(pool)
 	if got := planned(o, changes); got != "heir 4, heir 2" || changes[0].config.ID != 2 || changes[1].config.ID != 0 {
 		t.Errorf("planned: %s", got)
 	}
+	pool[1].Members = append(pool[1].Members, chunk.Member{Node: 4, Incarnation: 400, State: chunk.Syncing})
+	if changes, _ := o.plan(pool); len(changes) != 0 {
+		t.Errorf("planned while something else goes on: %s", planned(o, changes))
+	}
+	pool[1].Members = pool[1].Members[:3]
 	o.turned[2] = true
 	if got := planned(o, o.turn(pool)); got != "heir 4, heir 3" {
 		t.Errorf("planned while one rests: %s", got)
