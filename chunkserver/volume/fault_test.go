@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -429,6 +431,13 @@ func runModel(t *rapid.T, layout chunk.Layout, stretches [][][2]uint64) {
 	model := make([]byte, size)
 	stop := make(chan struct{})
 	var faults, writers sync.WaitGroup
+	var mu sync.Mutex
+	var failures []string // rapid would show the last one only
+	fail := func(format string, args ...any) {
+		mu.Lock()
+		defer mu.Unlock()
+		failures = append(failures, fmt.Sprintf(format, args...))
+	}
 	faults.Go(func() { c.torment(rand.New(rand.NewPCG(nemesis, 0)), stop) })
 	for w, mine := range stretches {
 		if len(mine) == 0 {
@@ -459,11 +468,11 @@ func runModel(t *rapid.T, layout chunk.Layout, stretches [][][2]uint64) {
 					err = v.ReadAt(context.Background(), got, s[0])
 				}
 				if err != nil {
-					t.Errorf("writer %d: %v", w, err)
+					fail("writer %d: %v", w, err)
 					return
 				}
 				if !bytes.Equal(got, model[s[0]:s[1]]) {
-					t.Errorf("writer %d: stretch %v is not what was written", w, s)
+					fail("writer %d: stretch %v is not what was written", w, s)
 					return
 				}
 			}
@@ -475,16 +484,16 @@ func runModel(t *rapid.T, layout chunk.Layout, stretches [][][2]uint64) {
 	const from = size/2 - mib
 	got := make([]byte, 2*mib)
 	if err := v.ReadAt(context.Background(), got, from); err != nil {
-		t.Errorf("read it all: %v", err)
+		fail("read it all: %v", err)
 	}
 	if !bytes.Equal(got, model[from:from+2*mib]) {
-		t.Errorf("the volume is not what was written")
+		fail("the volume is not what was written")
 	}
 	if !slices.IsSortedFunc(c.history(), chunk.Token.Compare) {
-		t.Errorf("operations were carried out in the order %v", c.history())
+		fail("operations were carried out in the order %v", c.history())
 	}
-	if t.Failed() {
-		t.Errorf("faults were those of -seed %d", nemesis)
+	if len(failures) > 0 {
+		t.Fatalf("%s\nthe faults were those of -seed %d", strings.Join(failures, "\n"), nemesis)
 	}
 }
 
