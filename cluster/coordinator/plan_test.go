@@ -134,6 +134,35 @@ func TestAFewCopiesAreMovedAtATime(t *testing.T) {
 	}
 }
 
+func TestNoMoreIsMovedThanMustBe(t *testing.T) {
+	t.Parallel()
+	pool, o := sharing()
+	moved, turned := 0, 0
+	for busy := true; busy; {
+		o.reports = make(map[chunk.CopysetID]wire.Report)
+		for _, config := range pool {
+			o.reports[config.ID] = wire.Report{Epoch: config.Epoch, Synced: []chunk.NodeID{4}}
+		}
+		changes, _ := o.plan(pool)
+		busy = len(changes) > 0
+		for _, c := range changes {
+			primary := c.config.Primary
+			if c.heir != 0 {
+				primary = c.heir
+				turned++
+			}
+			moved += len(c.joining)
+			pool[c.config.ID] = c.follow(primary, o.nodes)
+		}
+	}
+	if want := copies * poolSize / 4; moved != want {
+		t.Errorf("%d copies were moved, want %d", moved, want)
+	}
+	if turned > poolSize/2 {
+		t.Errorf("%d copysets got another primary", turned)
+	}
+}
+
 func TestCopiesAreNotMovedToWhereThereIsLittleRoom(t *testing.T) {
 	t.Parallel()
 	pool, o := sharing()
