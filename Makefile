@@ -6,13 +6,22 @@ DATA    ?= ./data
 VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
 export CGO_ENABLED ?= 0
 
-.PHONY: help build run demo test lint deps fuzz chaos bench bench-io clean
+.PHONY: help build image package test-containers run demo test lint deps fuzz chaos bench bench-io clean
 
 help: ## say what there is
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build the static binary bin/localsnap
 	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $(BIN) ./cmd/localsnap
+
+image: build ## build the container image localsnap, of nothing but the binary
+	docker build -t localsnap -f deploy/docker/Dockerfile bin
+
+NFPM := github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.0
+
+package: build ## build the Debian package
+	ARCH=$$($(GO) env GOARCH) VERSION=$$(git describe --tags 2>/dev/null || echo 0.0.0-$$(git rev-parse --short HEAD)) \
+	  $(GO) run $(NFPM) package --config deploy/nfpm.yaml --packager deb --target bin/
 
 run: build ## start a whole cluster in one process, with its data under ./data
 	$(BIN) dev --data $(DATA)
@@ -25,6 +34,9 @@ test: deps lint ## all checks and tests, as CI runs them
 	GOGC=400 $(GO) test -count=1 -timeout 5m ./chunkserver/replica -run TestSim -seeds 20000 # likewise
 	CGO_ENABLED=1 $(GO) test -race -count=1 -timeout 9m ./... # never cached: integration runs a binary that the cache does not know of
 
+test-containers: deps ## build the image and start a cluster of containers; needs Docker
+	$(GO) test -v -count=1 -timeout 10m ./integration -run TestContainers -containers
+
 lint: ## gofmt, vet and staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
 	if [ -n "$$unformatted" ]; then echo "gofmt these files:"; echo "$$unformatted"; exit 1; fi
@@ -32,7 +44,7 @@ lint: ## gofmt, vet and staticcheck
 	$(GO) tool staticcheck ./...
 
 # The tests' clients: nobody here wrote them.
-PACKAGES := gcc:gcc nbdcopy:libnbd-bin qemu-img:qemu-utils fio:fio mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs curl:curl ip:iproute2 nft:nftables mount:mount
+PACKAGES := gcc:gcc nbdcopy:libnbd-bin qemu-img:qemu-utils fio:fio mkfs.ext4:e2fsprogs mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs curl:curl ip:iproute2 nft:nftables mount:mount haproxy:haproxy systemd-analyze:systemd
 
 deps: ## install the Debian packages that the tests and the demo use
 	@missing=; for p in $(PACKAGES); do \

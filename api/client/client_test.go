@@ -172,7 +172,7 @@ func TestNotAServer(t *testing.T) {
 // try met.
 func TestContextEndsTheTrying(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	p := newPeer(t, stopping)
 	err := newClient(t, p.URL, p.URL).Flatten(ctx, FlattenRequest{User: "ann", File: "/v"})

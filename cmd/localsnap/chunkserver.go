@@ -38,10 +38,12 @@ func (c *chunkserverServe) Run(ctx context.Context) error {
 	if err := guard(c.Listen, "--listen", c.Insecure); err != nil {
 		return err
 	}
-	s, err := openChunkserver(c.Data, c.Listen, c.Servers, "--listen", newLog(os.Stderr, c.LogLevel))
+	log := newLog(os.Stderr, c.LogLevel)
+	s, err := openChunkserver(c.Data, c.Listen, c.Servers, "--listen", log)
 	if err != nil {
 		return err
 	}
+	tellManager(ctx, log)
 	return runChunkserver(ctx, s)
 }
 

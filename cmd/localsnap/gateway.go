@@ -53,6 +53,7 @@ func (c *gatewayCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	tellManager(ctx, g.log)
 	return g.Run(ctx)
 }
 

@@ -47,6 +47,7 @@ func (c *serverCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	tellManager(ctx, s.log)
 	return s.Run(ctx)
 }
 
