@@ -167,7 +167,7 @@ func (h leaderCalls) Handle(r *wire.Request) {
 	case wire.KindDigest:
 		wire.Answer(r, h.s.digest)
 	case wire.KindSubmit:
-		h.s.submit(r)
+		h.s.submit(r, chunk.OpFence, chunk.OpPurge, chunk.OpFlatten)
 	default:
 		wire.Deaf{}.Handle(r)
 	}

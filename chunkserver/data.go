@@ -3,6 +3,7 @@ package chunkserver
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,7 +20,7 @@ func (clientCalls) Closed(*wire.Conn, error) {}
 func (h clientCalls) Handle(r *wire.Request) {
 	switch r.Kind {
 	case wire.KindSubmit:
-		h.s.submit(r)
+		h.s.submit(r, chunk.OpWrite, chunk.OpZero)
 	case wire.KindRead:
 		h.s.read(r, chunk.MaxOp, h.s.readData)
 	case wire.KindExtents:
@@ -29,10 +30,14 @@ func (h clientCalls) Handle(r *wire.Request) {
 	}
 }
 
-// submit has an operation ordered before it returns, so that operations keep
-// the order in which they came. It blocks while the store's queue is full.
-func (s *Server) submit(r *wire.Request) {
+// submit has an operation of one of some kinds ordered before it returns, so
+// that operations keep the order in which they came. It blocks while the store's
+// queue is full.
+func (s *Server) submit(r *wire.Request, kinds ...chunk.OpKind) {
 	req, err := wire.ParseSubmit(r.Payload)
+	if err == nil && !slices.Contains(kinds, req.Op.Kind) {
+		err = fmt.Errorf("%w: %v is not for the caller to submit", chunk.ErrInvalid, req.Op.Kind)
+	}
 	if err != nil {
 		r.Refuse(err)
 		return

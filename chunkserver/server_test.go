@@ -373,7 +373,8 @@ func TestBackPressure(t *testing.T) {
 	}
 }
 
-// The leader fences a writer over its own session.
+// The leader fences a writer over its own session. Nobody else can, nor does the
+// leader write.
 func TestFence(t *testing.T) {
 	t.Parallel()
 	cell := newCell(t, 3)
@@ -382,6 +383,12 @@ func TestFence(t *testing.T) {
 	writer.mustWrite(0, 1, 0, 1)
 	coordinator := &client{t, cell.session(1).conn}
 	fence := chunk.Op{Kind: chunk.OpFence, Ref: chunk.Ref{Volume: volume}, Token: chunk.Token{Attachment: 2, Seq: 1}}
+	if err := writer.submit(0, 1, fence); !errors.Is(err, chunk.ErrInvalid) {
+		t.Fatalf("a gateway's fence: %v", err)
+	}
+	if err := coordinator.submit(0, 1, write(0, 3)); !errors.Is(err, chunk.ErrInvalid) {
+		t.Fatalf("a leader's write: %v", err)
+	}
 	if err := coordinator.submit(0, 1, fence); err != nil {
 		t.Fatal(err)
 	}

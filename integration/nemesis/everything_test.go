@@ -14,7 +14,6 @@ import (
 // second.
 func TestEverythingFails(t *testing.T) {
 	needLong(t)
-	needFailover(t)
 	s := begin(t, layout{chunkservers: 3, gateways: 1, small: true}, 8)
 	endSnapshots := s.snapshotEachSecond()
 	for i, c := range s.chunkservers {

@@ -13,9 +13,6 @@ func TestLateWritesOfAGatewayAreRefused(t *testing.T) {
 	needLong(t)
 	t.Run("killed", func(t *testing.T) { lateWrites(t, (*process).kill, func(*process) {}) })
 	t.Run("standing still", func(t *testing.T) {
-		if !silentGatewaysGo {
-			t.Skip("a gateway that stands still keeps its volumes")
-		}
 		lateWrites(t,
 			func(g *process) { g.signal(syscall.SIGSTOP) },
 			func(g *process) { g.signal(syscall.SIGCONT) })

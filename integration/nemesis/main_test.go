@@ -15,16 +15,6 @@ import (
 
 var long = flag.Bool("long", false, "run the stories that take minutes, with the limits that are promised")
 
-// failover says whether localsnap goes on without chunkservers that are
-// silent and takes them back when they return. Without that no story whose
-// faults outlast a restart can end well.
-const failover = true
-
-// silentGatewaysGo says whether a gateway that keeps its connection, but says
-// nothing, loses its volumes to the next that asks for them, as one does whose
-// connection has ended.
-const silentGatewaysGo = true
-
 // binaryVariable names the localsnap to run, to the test process that has
 // namespaces of its own.
 const binaryVariable = "LOCALSNAP_NEMESIS_BINARY"
@@ -133,13 +123,6 @@ func needNamespaces(t *testing.T) {
 		t.Fatalf("missing: %s", lacks)
 	default:
 		t.Skipf("missing: %s (make deps installs programs)", lacks)
-	}
-}
-
-func needFailover(t *testing.T) {
-	t.Helper()
-	if !failover {
-		t.Skip("chunkservers that are away are waited for, and those given up do not come back")
 	}
 }
 

@@ -36,7 +36,6 @@ func sentTo(t *testing.T, c *process) uint64 {
 // not everything.
 func TestReturningChunkserverIsSentWhatItMissed(t *testing.T) {
 	needLong(t)
-	needFailover(t)
 	f := startFleet(t, layout{chunkservers: 3, gateways: 1})
 	const oldVolume = "/old"
 	f.createVolume(oldVolume)
@@ -69,7 +68,6 @@ func TestReturningChunkserverIsSentWhatItMissed(t *testing.T) {
 // long as they do otherwise.
 func TestResyncLeavesRoomForWriters(t *testing.T) {
 	needLong(t)
-	needFailover(t)
 	f := startFleet(t, layout{chunkservers: 3, gateways: 1})
 	const oldVolume = "/old"
 	f.createVolume(oldVolume)

@@ -14,12 +14,14 @@ const (
 )
 
 func TestNothingFails(t *testing.T) {
+	needLong(t)
 	s := begin(t, layout{chunkservers: 3, gateways: 1}, 8)
 	s.end()
 }
 
 // Whoever is back soon is waited for, if need be, and nothing is lost.
 func TestRestartAtOnce(t *testing.T) {
+	needLong(t)
 	s := begin(t, layout{chunkservers: 3, gateways: 1, small: true}, 8)
 	c := s.chunkservers[1]
 	s.survives("a chunkserver is killed and restarted", silenceLimit, func() { c.kill(); c.start() }, func() {})
@@ -29,7 +31,6 @@ func TestRestartAtOnce(t *testing.T) {
 }
 
 func TestSomethingFails(t *testing.T) {
-	needFailover(t)
 	s := begin(t, layout{chunkservers: 3, gateways: 1}, 8)
 	killed, stopped := s.chunkservers[0], s.chunkservers[1]
 	s.survives("a chunkserver is killed", killLimit, killed.kill, killed.start)
