@@ -13,6 +13,10 @@
 //     sends to it. What it says comes on a connection that it has opened
 //     (peer.go).
 //   - Requests of clients come on connections of theirs (data.go).
+//   - A member that is being brought up to date compares what it has with the
+//     primary, part by part, and asks for what differs (resync.go). The primary
+//     answers (supply.go), at a rate that its clients hardly feel (pace.go).
+//   - A block that is found damaged is fetched from a peer (mend.go).
 //   - The metadata leader is sought out, told that this chunkserver lives, and
 //     obeyed (control.go).
 //
@@ -28,8 +32,8 @@
 //
 // Server.mu guards the tables of copysets and peers, and nothing is waited for
 // under it. A copyset's lock is held while the store accepts entries and makes
-// a promise durable. The store's callbacks therefore take no lock at all: what
-// they report is picked up by a goroutine of the copyset.
+// a promise durable. The store's callbacks therefore never take it: what they
+// report is picked up by a goroutine of the copyset, or of its pull.
 package chunkserver
 
 import (
