@@ -67,16 +67,15 @@ func TestWritingGoesOnWithoutAChunkserver(t *testing.T) {
 	}
 }
 
-// copysets are the configurations, as the leader knows them.
+// copysets are the configurations, as a leader knows them.
 func (f *fleet) copysets() (sets []chunk.Copyset) {
 	f.t.Helper()
-	err := f.servers[f.leader()].server.node.Read(f.t.Context(), func(s *fsm.State) error {
-		sets = s.Copysets(fsm.DefaultPool)
-		return nil
+	f.await("a leader to tell the copysets", func() bool {
+		return f.servers[f.leader()].server.node.Read(f.t.Context(), func(s *fsm.State) error {
+			sets = s.Copysets(fsm.DefaultPool)
+			return nil
+		}) == nil
 	})
-	if err != nil {
-		f.t.Fatal(err)
-	}
 	return sets
 }
 
