@@ -20,7 +20,7 @@ import (
 func TestWritingGoesOnWithoutAChunkserver(t *testing.T) {
 	t.Parallel()
 	f := startFleet(t, nil)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	if err := f.users.CreateFile(ctx, client.CreateFileRequest{User: "ann", File: "/v", Size: 1}); err != nil {
 		t.Fatal(err)

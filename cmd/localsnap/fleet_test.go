@@ -183,7 +183,7 @@ func (f *fleet) idle() (idle bool) {
 // await waits until something is so.
 func (f *fleet) await(what string, so func() bool) {
 	f.t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !so(); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !so(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			f.t.Fatalf("waited too long for %s", what)
 		}

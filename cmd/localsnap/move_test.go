@@ -18,7 +18,7 @@ import (
 func TestChunkserversJoinAndLeave(t *testing.T) {
 	t.Parallel()
 	f := startFleet(t, nil)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	if err := f.users.CreateFile(ctx, client.CreateFileRequest{User: "ann", File: "/v", Size: 1}); err != nil {
 		t.Fatal(err)
@@ -77,7 +77,7 @@ func TestChunkserversJoinAndLeave(t *testing.T) {
 func TestAChunkserverThatStaysAwayIsReplaced(t *testing.T) {
 	t.Parallel()
 	f := startFleetWith(t, coordinator.Config{ReplaceAfter: 3 * time.Second}, nil)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	if err := f.users.CreateFile(ctx, client.CreateFileRequest{User: "ann", File: "/v", Size: 1}); err != nil {
 		t.Fatal(err)
