@@ -18,6 +18,7 @@ func (v *Volume) route(ctx context.Context, kind wire.Kind, index uint32, data [
 	head func(chunk.CopysetID, chunk.Epoch) []byte) (reply []byte, unknown bool, err error) {
 	pause := backoff{least: 5 * time.Millisecond, most: 500 * time.Millisecond}
 	patience := v.session.patience
+	var full time.Time // when the primary was first said to be full
 	for {
 		if err := v.attachment.err(); err != nil {
 			return nil, false, err
@@ -38,6 +39,9 @@ func (v *Volume) route(ctx context.Context, kind wire.Kind, index uint32, data [
 		case errors.Is(err, chunk.ErrFenced):
 			v.attachment.end(err)
 			return nil, false, v.attachment.err()
+		case errors.Is(err, chunk.ErrNoSpace) && full.IsZero():
+			full = time.Now()
+		case errors.Is(err, chunk.ErrNoSpace) && time.Since(full) < v.session.full:
 		case !transient(err):
 			return nil, false, err
 		}

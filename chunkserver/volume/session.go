@@ -40,7 +40,8 @@ type Session struct {
 
 	atlas    atlas
 	targets  targets
-	patience backoff // how long to wait for a chunkserver's answer before the request is repeated, perhaps elsewhere
+	patience backoff       // how long to wait for a chunkserver's answer before the request is repeated, perhaps elsewhere
+	full     time.Duration // for how long a full chunkserver is asked again: others may go on without it
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -52,6 +53,10 @@ type Session struct {
 	changed chan struct{} // closed, and made again, when leader changes
 	volumes map[*Volume]struct{}
 }
+
+// fullPatience is long enough for the metadata leader to have a copyset go on
+// without a member that is full.
+const fullPatience = 5 * time.Second
 
 // Connect begins a session. It returns at once and looks for the leader in
 // the background: what needs one waits for it. It fails only if cfg does not
@@ -72,7 +77,7 @@ func Connect(cfg Config) (*Session, error) {
 		s.dial = wire.DialTCP
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
-	s.patience = backoff{least: 3 * time.Second, most: 30 * time.Second}
+	s.patience, s.full = backoff{least: 3 * time.Second, most: 30 * time.Second}, fullPatience
 	s.atlas.readings.pause = mapPause
 	s.atlas.ask = func(ctx context.Context) (m wire.Map, err error) {
 		err = s.ask(ctx, wire.KindMap, struct{}{}, &m)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -169,6 +170,7 @@ func TestRefusalsArePassedUp(t *testing.T) {
 	for _, refusal := range []error{chunk.ErrNoSpace, chunk.ErrDamaged, chunk.ErrInvalid} {
 		c := newCluster(t, 8*mib, chunk.Layout{})
 		v := c.attach()
+		v.session.full = 20 * time.Millisecond
 		c.mu.Lock()
 		c.fault = func(*chunk.Op) (fault, error) { return carryOut, refusal }
 		c.onRead = func(*wire.Read) error { return refusal }
@@ -185,6 +187,26 @@ func TestRefusalsArePassedUp(t *testing.T) {
 		if err := v.Sync(t.Context()); err != nil {
 			t.Errorf("sync after %v: %v", refusal, err)
 		}
+	}
+}
+
+// A full chunkserver is asked again for a while: the copyset may go on without it.
+func TestFullChunkserverIsAskedAgain(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t, 8*mib, chunk.Layout{})
+	v := c.attach()
+	refused := 0
+	c.setFault(func(*chunk.Op) (fault, error) {
+		if refused++; refused <= 3 {
+			return carryOut, chunk.ErrNoSpace
+		}
+		return carryOut, nil
+	})
+	write(t, v, pattern(1, 4096), 0)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if refused != 4 {
+		t.Errorf("asked %d times", refused)
 	}
 }
 
