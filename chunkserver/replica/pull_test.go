@@ -39,6 +39,7 @@ type supply struct {
 	pull    *pull
 	part    *asked // of a Hold
 
+	slow    bool // the shell is busy with something else
 	open    bool // the core has been asked
 	granted bool
 	read    bool // what differs is known, and is released next
@@ -112,7 +113,7 @@ func (s *sim) request(p *pull, n, from *node) {
 // that there is nothing left to ask for.
 func (s *sim) send(p *pull, n, from *node, a *asked) *supply {
 	s.tickets++
-	y := &supply{from: from, run: from.run, to: n.id, ticket: s.tickets, pull: p, part: a}
+	y := &supply{from: from, run: from.run, to: n.id, ticket: s.tickets, pull: p, part: a, slow: s.rng.IntN(4) == 0}
 	if a == nil {
 		y.request = Need{Ticket: y.ticket, Epoch: p.epoch, Node: n.id, Round: p.round}
 	} else {
@@ -152,7 +153,7 @@ func (s *sim) supplyOne() {
 	switch {
 	case y.from.core == nil || y.from.run != y.run:
 		s.forgo(y)
-	case !s.alive(y.from):
+	case !s.alive(y.from), y.slow && !s.quiet && s.rng.IntN(32) > 0:
 	case !y.open:
 		y.open = true
 		s.ask(y.from, y.ticket, y.request)

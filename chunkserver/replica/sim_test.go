@@ -34,7 +34,7 @@ func TestSim(t *testing.T) {
 		t.Fatalf("%sseed %d: %v\nits story: go test ./chunkserver/replica -run TestSim -seed %d -seeds 1", &story, r.seed, r.err, r.seed)
 	}
 	t.Logf("%d schedules: %+v", *seeds, r.tally)
-	if n := int(*seeds); n >= 1000 && (r.committed < 20*n || r.epochs < 3*n || r.suspects == 0 || r.joins < n/2 || r.copies < n/2 || r.waited < n/20 || r.replaced < n/20) {
+	if n := int(*seeds); n >= 1000 && (r.committed < 15*n || r.epochs < 3*n || r.suspects == 0 || r.joins < n/2 || r.copies < n/2 || r.waited < n/20 || r.replaced < n/20) {
 		t.Errorf("that is too little to mean something")
 	}
 }
@@ -80,6 +80,8 @@ type sim struct {
 	rng     *rand.Rand
 	rates   rates
 	paused  map[chunk.NodeID]bool
+	slow    chunk.NodeID // gets and stores little; 0 if none
+	cut     *link        // carries nothing for a while; nil if none
 	changes []*change
 	reports [2]report // that leaders have heard
 }
@@ -110,6 +112,9 @@ func simulate(seed uint64, story *strings.Builder) (w *world, err error) {
 	s := &sim{world: newWorld(nodes, members, story), rng: rng, paused: make(map[chunk.NodeID]bool)}
 	if rng.IntN(4) > 0 {
 		s.rates = rates{rng.IntN(5), rng.IntN(20), rng.IntN(10), rng.IntN(10), rng.IntN(3), rng.IntN(10)}
+		if rng.IntN(3) == 0 {
+			s.slow = s.nodes[rng.IntN(len(s.nodes))].id
+		}
 	}
 	defer func() {
 		if v := recover(); v != nil {
@@ -191,6 +196,7 @@ func (s *sim) work() {
 func (s *sim) calm() {
 	s.quiet = true
 	clear(s.paused)
+	s.cut = nil
 	for i := range calmSteps {
 		if i%8 == 0 {
 			if n := s.nodes[s.rng.IntN(len(s.nodes))]; n.core == nil {
@@ -258,7 +264,19 @@ func (s *sim) restartOrResume(n *node) {
 	delete(s.paused, n.id)
 }
 
-func (s *sim) pauseOne() { s.paused[s.nodes[s.rng.IntN(len(s.nodes))].id] = true }
+// lags reports whether a slow node does not do now what it should.
+func (s *sim) lags(n *node) bool { return n.id == s.slow && !s.quiet && s.rng.IntN(8) > 0 }
+
+// pauseOne pauses a node or a connection; or the one that was paused goes on.
+func (s *sim) pauseOne() {
+	if s.rng.IntN(2) == 0 {
+		s.paused[s.nodes[s.rng.IntN(len(s.nodes))].id] = true
+	} else if s.cut != nil {
+		s.cut = nil
+	} else if from, to, ok := s.someLink(); ok {
+		s.cut = s.link(from.id, to.id)
+	}
+}
 
 // someLink returns the ends of a link between two nodes, or false.
 func (s *sim) someLink() (from, to *node, ok bool) {
@@ -287,10 +305,13 @@ func (s *sim) reconnectOne() {
 
 func (s *sim) deliverOne() {
 	from, to, ok := s.someLink()
-	if !ok || !s.alive(to) {
+	if !ok || !s.alive(to) || s.lags(to) {
 		return
 	}
 	l := s.link(from.id, to.id)
+	if l == s.cut {
+		return
+	}
 	if n := len(l.late); n > 0 && s.rng.IntN(4) == 0 {
 		i := s.rng.IntN(n)
 		m := l.late[i]
@@ -310,7 +331,7 @@ func (s *sim) deliverOne() {
 }
 
 func (s *sim) syncSome(n *node) {
-	if !s.alive(n) || len(n.pending) == 0 && n.core.durable == n.last() {
+	if !s.alive(n) || s.lags(n) || len(n.pending) == 0 && n.core.durable == n.last() {
 		return
 	}
 	s.sync(n, s.rng.IntN(len(n.pending)+1))

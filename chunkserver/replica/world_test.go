@@ -386,7 +386,7 @@ func (w *world) answered(n *node, r Reply) {
 	w.logf("client %d.%d: %d is answered: %v", c.volume, c.token.Attachment, req.id, r.Err)
 	switch {
 	case errors.Is(r.Err, chunk.ErrFenced):
-		w.checkFenced(c)
+		w.checkFenced(n, req)
 		c.fenced, c.requests = true, nil
 		return
 	case errors.Is(r.Err, chunk.ErrStaleEpoch), errors.Is(r.Err, chunk.ErrNotReady):
@@ -404,14 +404,20 @@ func (w *world) answered(n *node, r Reply) {
 	}
 }
 
-// checkFenced: only those are sent away who have a successor.
-func (w *world) checkFenced(c *client) {
-	for _, other := range w.clients {
-		if other.volume == c.volume && other.token.Attachment > c.token.Attachment {
+// checkFenced: only those are sent away whose successor is in the history.
+func (w *world) checkFenced(n *node, r *request) {
+	fences := func(e *chunk.Entry) bool {
+		return e.Op.Ref.Volume == r.client.volume && e.Op.Token.Compare(r.op.Token) > 0
+	}
+	if w.tokens[r.client.volume].Compare(r.op.Token) > 0 || slices.ContainsFunc(n.journaled(), fences) {
+		return
+	}
+	for i := range n.disk.entries {
+		if fences(&n.disk.entries[i]) {
 			return
 		}
 	}
-	w.fail("writer %v of volume %d is told that it is fenced", c.token, c.volume)
+	w.fail("writer %v of volume %d is told that it is fenced", r.op.Token, r.client.volume)
 }
 
 // acknowledged: what is acknowledged is committed.
