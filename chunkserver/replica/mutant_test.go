@@ -17,7 +17,7 @@ import (
 var mutants = flag.Bool("mutants", false, "compile each mutant of the protocol and see the simulator catch it")
 
 // mutantSeeds is the number of schedules in which every mutant is caught.
-const mutantSeeds = 20000
+const mutantSeeds = 100000
 
 // A mutant is the protocol with one rule broken.
 type mutant struct {
